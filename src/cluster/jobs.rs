@@ -89,31 +89,11 @@ impl Cluster {
         let serial = self.job_serial;
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
-        let (mut recopy, mut missed, mut written) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut lone = BTreeMap::new();
-        for (pair, _) in &pairs {
-            self.plan(*pair, FillEvent::JobBegins(fill));
-            let run = &mut self.pairs[pair.index()];
-            // All that the target lacks comes to it. A list names what it is known to lack, and no
-            // more.
-            match fill {
-                Fill::Missed => run.lone.forget_known(),
-                _ => run.lone.forget(),
-            }
-            if !matches!(run.pair.state(), State::Recovering { .. }) {
-                // A fresh one for each resync: keys of an earlier one are missed, and copied
-                // anyway.
-                run.recopy = Arc::new(Recopy::noting(run.missed.clone()));
-                // What clients write has missed the target, or will until the barrier.
-                written.extend(run.written.clone().filter(|_| fill == Fill::Adopt).map(|written| (*pair, written)));
-            }
-            recopy.insert(*pair, run.recopy.clone());
-            missed.insert(*pair, run.missed.clone());
-            lone.insert(*pair, run.lone.clone());
-        }
         let (coordinator, questions) = mpsc::channel(16);
         let mut context = self.context(cancel.clone(), progress.clone(), coordinator);
-        (context.recopy, context.missed, context.written, context.lone) = (recopy, missed, written, lone);
+        for (pair, _) in &pairs {
+            self.begin_in_pair(*pair, fill, &mut context);
+        }
         self.end_listings();
         self.leave_verify_of(node);
         for (_, source) in &pairs {
@@ -129,16 +109,8 @@ impl Cluster {
         }
         let spec =
             JobSpec { target: node, pairs: pairs.clone(), fill, leads: self.topology.place(node) == Place::Primary };
-        let names: Vec<String> = pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
-        if purge_only && fill == Fill::Missed {
-            let missed: usize = pairs.iter().map(|(p, _)| self.pairs[p.index()].missed.len()).sum();
-            tracing::warn!(node = %self.topology.addr(node), missed,
-                "no full copy is left of some pairs: the node leads them without the keys that it missed, which are lost");
-        } else if purge_only {
-            tracing::warn!(node = %self.topology.addr(node), "no copy is left of some pairs: purging what the node holds of them");
-        } else {
-            tracing::info!(node = %self.topology.addr(node), sources = %names.join(","), ?fill, "resync begins");
-        }
+        self.tell_of_job(node, &pairs, fill, purge_only);
+        let run = &mut self.nodes[node.index()];
         run.refills.job = Some(JobRun {
             serial,
             pairs,
@@ -162,6 +134,43 @@ impl Cluster {
             });
             Internal::JobEnded { node, serial, outcome: Box::new(outcome) }
         });
+    }
+
+    /// The job's sets of keys of a pair.
+    fn begin_in_pair(&mut self, pair: PairId, fill: Fill, context: &mut Context) {
+        self.plan(pair, FillEvent::JobBegins(fill));
+        let run = &mut self.pairs[pair.index()];
+        // All that the target lacks comes to it. A list names what it is known to lack, and no
+        // more.
+        match fill {
+            Fill::Missed => run.lone.forget_known(),
+            _ => run.lone.forget(),
+        }
+        if !matches!(run.pair.state(), State::Recovering { .. }) {
+            // A fresh one for each resync: keys of an earlier one are missed, and copied anyway.
+            run.recopy = Arc::new(Recopy::noting(run.missed.clone()));
+            // What clients write has missed the target, or will until the barrier.
+            let written = run.written.clone().filter(|_| fill == Fill::Adopt);
+            context.written.extend(written.map(|written| (pair, written)));
+        }
+        context.recopy.insert(pair, run.recopy.clone());
+        context.missed.insert(pair, run.missed.clone());
+        context.lone.insert(pair, run.lone.clone());
+    }
+
+    fn tell_of_job(&self, node: NodeId, pairs: &[(PairId, NodeId)], fill: Fill, purge_only: bool) {
+        let addr = self.topology.addr(node);
+        if purge_only && fill == Fill::Missed {
+            let missed: usize = pairs.iter().map(|(p, _)| self.pairs[p.index()].missed.len()).sum();
+            tracing::warn!(node = %addr, missed,
+                "no full copy is left of some pairs: the node leads them without the keys that it missed, which are lost");
+        } else if purge_only {
+            tracing::warn!(node = %addr, "no copy is left of some pairs: purging what the node holds of them");
+        } else {
+            let sources: Vec<String> =
+                pairs.iter().map(|(_, source)| self.topology.addr(*source).to_string()).collect();
+            tracing::info!(node = %addr, sources = %sources.join(","), ?fill, "resync begins");
+        }
     }
 
     /// What every job shares, and what is its own; the pairs' sets are to be added.

@@ -193,6 +193,36 @@ struct PairRun {
     word: (&'static str, Instant),
 }
 
+impl PairRun {
+    /// At the start, when nothing is known of the pair. What it keeps in mind counts against these
+    /// bounds: of missed keys, and of keys that have one copy.
+    fn new(pair: Pair, missed: &Arc<MissedBudget>, lone: &Arc<MissedBudget>) -> PairRun {
+        let now = Instant::now();
+        PairRun {
+            pair,
+            round: 0,
+            unconfirmed: BTreeSet::new(),
+            recopy: Arc::new(Recopy::new()),
+            missed: Arc::new(Missed::new(missed.clone())),
+            plan: Plan::default(),
+            lone: Arc::new(Lone::new(lone.clone())),
+            copies: copies::Copies::default(),
+            written: None,
+            undecided: true,
+            first_leader: startup::FirstLeader::NotAwaited,
+            flushed: false,
+            fallback_is_full: false,
+            flush_closed: false,
+            held_for_flush: false,
+            recording: records::Recording::default(),
+            ready_reply: None,
+            drained_reply: None,
+            since: now,
+            word: ("", now),
+        }
+    }
+}
+
 /// The control plane.
 pub struct Cluster {
     settings: Settings,
@@ -301,31 +331,8 @@ impl Cluster {
         let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
         let term = terms::first(Term::default(), false, ambient::random_u64());
         let lone_budget = Arc::new(MissedBudget::new(settings.resync_memory / 8));
-        let pairs = topology
-            .pairs()
-            .map(|_| PairRun {
-                pair: Pair::new(Epoch(unix_us), term),
-                round: 0,
-                unconfirmed: BTreeSet::new(),
-                recopy: Arc::new(Recopy::new()),
-                missed: Arc::new(Missed::new(budget.clone())),
-                plan: Plan::default(),
-                lone: Arc::new(Lone::new(lone_budget.clone())),
-                copies: copies::Copies::default(),
-                written: None,
-                undecided: true,
-                first_leader: startup::FirstLeader::NotAwaited,
-                flushed: false,
-                fallback_is_full: false,
-                flush_closed: false,
-                held_for_flush: false,
-                recording: records::Recording::default(),
-                ready_reply: None,
-                drained_reply: None,
-                since: now,
-                word: ("", now),
-            })
-            .collect();
+        let pair = || PairRun::new(Pair::new(Epoch(unix_us), term), &budget, &lone_budget);
+        let pairs = topology.pairs().map(|_| pair()).collect();
         let probe_times = settings::ProbeTimes::of(&settings);
         Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),

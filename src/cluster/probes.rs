@@ -110,86 +110,92 @@ impl Cluster {
     }
 
     pub(super) fn probed(&mut self, node: NodeId, begun: Instant, result: Result<Probe, NodeError>) {
-        let (now, marked) = (self.now(), self.marked());
-        let patience = self.settings.leader_timeout;
-        let grace = self.settings.leader_grace;
-        let awaited = self.is_awaited(node);
-        let needed = self.probes_needed(node);
-        let run = &mut self.nodes[node.index()];
         match result {
-            Ok(found) => {
-                run.silent_since = None;
-                run.refused_since = None;
-                self.tell_relief(node);
-                let run = &mut self.nodes[node.index()];
-                if run.health.is_up() {
-                    if !marked {
-                        if found.missing {
-                            self.stamp(node);
-                        }
-                        return;
-                    }
-                    match found.incarnation {
-                        None => self.check_eviction(node, true),
-                        known if known != run.incarnation => self.fault(node, Reason::MarkerStale, true),
-                        // The incarnation's may have outlived a flush that took the others (seen in
-                        // the source of memcached 1.6.25 and later: the walk of what was written
-                        // within the second ends at the first older item).
-                        Some(_) if found.missing => self.check_eviction(node, false),
-                        Some(_) => {
-                            self.judge_fleet_mark(node, found.fleet);
-                            self.judge_session(node, found.session);
-                            self.judge_rival(node, found.rival, begun);
-                            self.answer_knock(node, found.knock);
-                            let pending = &self.delayed.pending();
-                            if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
-                                self.record_pending();
-                            }
-                            self.clean(node);
-                        }
-                    }
-                } else if run.health.good_probe(now, if run.has_lost_marker(&found) { 1 } else { needed }, awaited)
-                    && !run.looking
-                    && !self.flush.is_sent()
-                {
-                    // The look waits until nothing that was sent before can still take effect on
-                    // the node.
-                    if run.is_drained() {
-                        self.look(node);
-                    }
-                }
+            Ok(found) => self.probe_answered(node, begun, found),
+            Err(error) => self.probe_failed(node, error),
+        }
+    }
+
+    fn probe_answered(&mut self, node: NodeId, begun: Instant, found: Probe) {
+        let (now, awaited, needed) = (self.now(), self.is_awaited(node), self.probes_needed(node));
+        let run = &mut self.nodes[node.index()];
+        run.silent_since = None;
+        run.refused_since = None;
+        self.tell_relief(node);
+        let run = &mut self.nodes[node.index()];
+        if run.health.is_up() {
+            return self.probe_of_one_in_use(node, begun, found);
+        }
+        let needed = if run.has_lost_marker(&found) { 1 } else { needed };
+        // The look waits until nothing that was sent before can still take effect on the node.
+        if run.health.good_probe(now, needed, awaited)
+            && !run.looking
+            && !self.flush.is_sent()
+            && self.nodes[node.index()].is_drained()
+        {
+            self.look(node);
+        }
+    }
+
+    fn probe_of_one_in_use(&mut self, node: NodeId, begun: Instant, found: Probe) {
+        if !self.marked() {
+            if found.missing {
+                self.stamp(node);
             }
-            Err(error) => {
-                run.health.bad_probe();
-                if run.view.is_none() && run.unmarked.is_none() && !run.health.is_up() {
-                    // It never was in use: what keeps it away is what was seen last.
-                    run.reason = reason_of(&error);
+            return;
+        }
+        match found.incarnation {
+            None => self.check_eviction(node, true),
+            known if known != self.nodes[node.index()].incarnation => self.fault(node, Reason::MarkerStale, true),
+            // The incarnation's may have outlived a flush that took the others (seen in the source
+            // of memcached 1.6.25 and later: the walk of what was written within the second ends at
+            // the first older item).
+            Some(_) if found.missing => self.check_eviction(node, false),
+            Some(_) => {
+                self.judge_fleet_mark(node, found.fleet);
+                self.judge_session(node, found.session);
+                self.judge_rival(node, found.rival, begun);
+                self.answer_knock(node, found.knock);
+                let pending = &self.delayed.pending();
+                if !pending.is_blank() && found.pending.as_ref() != Some(pending) {
+                    self.record_pending();
                 }
-                let silent = *run.silent_since.get_or_insert_with(Instant::now);
-                if error == NodeError::Refused {
-                    run.refused_since.get_or_insert_with(Instant::now);
-                } else {
-                    run.refused_since = None;
-                }
-                let gone = run.refused_since.is_some_and(|since| since.elapsed() >= grace) && !run.memory_gone;
-                if reason_of(&error) == Reason::Timeout {
-                    // The first one was awaited for that long already.
-                    self.late(node, silent.elapsed() + self.settings.timeout);
-                } else {
-                    self.fault(node, reason_of(&error), silent.elapsed() >= patience);
-                }
-                if error == NodeError::Timeout {
-                    self.probe_if_waited_for(node);
-                }
-                self.try_next_address(node);
-                if error == NodeError::Refused {
-                    self.follow_uncompared(node);
-                }
-                if gone {
-                    tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
-                    self.lost(node, Reason::Refused, Loss::MemoryGone, true);
-                }
+                self.clean(node);
             }
+        }
+    }
+
+    fn probe_failed(&mut self, node: NodeId, error: NodeError) {
+        let (patience, grace) = (self.settings.leader_timeout, self.settings.leader_grace);
+        let run = &mut self.nodes[node.index()];
+        run.health.bad_probe();
+        if run.view.is_none() && run.unmarked.is_none() && !run.health.is_up() {
+            // It never was in use: what keeps it away is what was seen last.
+            run.reason = reason_of(&error);
+        }
+        let silent = *run.silent_since.get_or_insert_with(Instant::now);
+        if error == NodeError::Refused {
+            run.refused_since.get_or_insert_with(Instant::now);
+        } else {
+            run.refused_since = None;
+        }
+        let gone = run.refused_since.is_some_and(|since| since.elapsed() >= grace) && !run.memory_gone;
+        if reason_of(&error) == Reason::Timeout {
+            // The first one was awaited for that long already.
+            self.late(node, silent.elapsed() + self.settings.timeout);
+        } else {
+            self.fault(node, reason_of(&error), silent.elapsed() >= patience);
+        }
+        if error == NodeError::Timeout {
+            self.probe_if_waited_for(node);
+        }
+        self.try_next_address(node);
+        if error == NodeError::Refused {
+            self.follow_uncompared(node);
+        }
+        if gone {
+            tracing::warn!(node = %self.topology.addr(node), grace = ?grace, "its process has refused connections beyond the grace: its memory counts as gone");
+            self.lost(node, Reason::Refused, Loss::MemoryGone, true);
         }
     }
 

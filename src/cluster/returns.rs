@@ -14,6 +14,15 @@ use crate::rules::{Rule, holds};
 
 use super::{Cluster, Internal, QUIET_PERIOD};
 
+/// A node that is back in use.
+#[derive(Clone, Copy)]
+struct Returned {
+    /// It was not seen before in this run.
+    first: bool,
+    /// It holds nothing, and nothing can land there any more.
+    empty: bool,
+}
+
 impl Cluster {
     pub(super) fn look(&mut self, node: NodeId) {
         self.nodes[node.index()].looking = true;
@@ -157,7 +166,7 @@ impl Cluster {
         run.incarnation = incarnation;
         run.memory_gone = false;
         run.since = Instant::now();
-        let empty = run.empty;
+        let returned = Returned { first, empty: run.empty };
         let memory = if same { "same" } else { "new" };
         tracing::info!(node = %self.topology.addr(node), memory, items = view.curr_items, "node is back");
         let what = format!("back with {memory} memory, {}", counted(view.curr_items, "item", "items"));
@@ -186,30 +195,36 @@ impl Cluster {
                 self.apply(pair, pair::Event::TakenBack(place));
                 continue;
             }
-            if self.pairs[pair.index()].undecided {
-                self.decide(pair, false);
-            } else if same || (first && full.contains(&pair)) {
-                // `first`: it was recorded as the one in sync before this proxy ran, and has kept
-                // that memory.
-                self.apply(pair, pair::Event::BackSame(place));
-            } else if first && self.follows_in_adoption(pair, place) {
-                // What it holds counts, except for what clients have written since.
-            } else if self.awaits_undo(pair, place) {
-                // The other node's resync is still winding up: only at its end is it known whether
-                // that one may lead.
-                self.nodes[node.index()].memory_gone = true;
-            } else {
-                self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
-                if empty {
-                    self.is_empty_of(pair, place);
-                }
-            }
+            // `first`: it was recorded as the one in sync before this proxy ran, and has kept that
+            // memory.
+            self.tell_pair_of_return(pair, node, same || (first && full.contains(&pair)), returned);
         }
         if incarnation.is_none() {
             self.nodes[node.index()].reason = Reason::None;
         }
         // Nodes whose refill waited for this one as their source, too.
         self.changed(node);
+    }
+
+    /// `counts`: what the node holds of the pair is as good as it was.
+    fn tell_pair_of_return(&mut self, pair: PairId, node: NodeId, counts: bool, returned: Returned) {
+        let place = self.topology.place(node);
+        if self.pairs[pair.index()].undecided {
+            self.decide(pair, false);
+        } else if counts {
+            self.apply(pair, pair::Event::BackSame(place));
+        } else if returned.first && self.follows_in_adoption(pair, place) {
+            // What it holds counts, except for what clients have written since.
+        } else if self.awaits_undo(pair, place) {
+            // The other node's resync is still winding up: only at its end is it known whether that
+            // one may lead.
+            self.nodes[node.index()].memory_gone = true;
+        } else {
+            self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
+            if returned.empty {
+                self.is_empty_of(pair, place);
+            }
+        }
     }
 
     /// Commands that were given up unanswered may have taken effect on the node, in whatever order:

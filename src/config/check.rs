@@ -12,7 +12,7 @@ mod split;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use super::units::{parse_size, parse_time, show_size, show_time};
 use super::{CommandLine, IoUringMode, LogFormat, LogSettings, Plan, PoolName, ProcessSettings, Settings, UsageErrors};
 use crate::ring::Distribution;
 
+use operators::Operators;
 use pools::Outside;
 use split::{Split, one_line, split};
 
@@ -188,43 +189,15 @@ impl Check<'_> {
         }
         self.servers_together(&primaries, &backups);
 
-        let port = self.number("port", &args.port, 0..=65_535, "0 = no TCP").unwrap_or(1) as u16;
-        let listen = self.listen(&args.listen, port);
-        let unix_socket = self.socket_path("unix_socket", &args.unix_socket);
+        let (listen, unix_socket) = self.clients_come_by(args);
         let unix_socket_mode = self.unix_socket_mode(args);
-        if port == 0 && unix_socket.is_none() {
-            self.fault_about("port", " 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port");
-        }
-        if port == 0 && self.asked("listen") {
-            self.fault_about("listen", " contradicts -p/--port 0, which means no TCP; give a port or drop -l");
-        }
         let operators = self.operators(args, &listen);
         let own: Vec<_> = listen.iter().copied().chain(operators.admin).collect();
         self.not_itself(&own, primaries.iter().chain(&backups));
 
-        let threads = match args.threads.last().map(String::as_str) {
-            Some("auto") => (self.host.cores / 2 / self.part.pools).clamp(1, MAX_AUTO_THREADS),
-            _ => {
-                let hint = "auto = half as many as there are cores, at least 1, at most 4";
-                self.number("threads", &args.threads, 1..=MAX_THREADS, hint).unwrap_or(1) as usize
-            }
-        };
-        let io_uring = match self.single("io_uring", &args.io_uring) {
-            None | Some("auto") => IoUringMode::Auto,
-            Some("on") => IoUringMode::On,
-            Some("off") => IoUringMode::Off,
-            Some(other) => {
-                self.bad("io_uring", other, "is none of auto, on and off");
-                IoUringMode::Auto
-            }
-        };
-        let node_connections = match args.node_connections.last().map(String::as_str) {
-            Some("auto") => 0,
-            _ => {
-                let range = 0..=MAX_NODE_CONNECTIONS;
-                self.number("node_connections", &args.node_connections, range, "0 = one for each thread").unwrap_or(0)
-            }
-        };
+        let threads = self.threads(args);
+        let io_uring = self.io_uring(args);
+        let node_connections = self.node_connections(args, threads);
         let max_clients =
             self.number("max_clients", &args.max_clients, 1..=MAX_CLIENTS, "clients at once").unwrap_or(1);
         let item_size_max = self.size("item_size_max", &args.item_size_max, 1 << 10..=1 << 30).unwrap_or(1 << 10);
@@ -240,32 +213,9 @@ impl Check<'_> {
         let resync_memory = self.resync_memory(args, item_size_max);
         let probe_successes = self.number("probe_successes", &args.probe_successes, 1..=1_000, "probes in a row");
 
-        self.accounts(args);
-        if args.daemon && args.foreground {
-            self.fault_of("daemon", " contradicts -D/--foreground; give one of them");
-        }
-        let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
-        let log = self.log(args);
-        self.files_apart(&[
-            ("unix_socket", unix_socket.as_deref()),
-            ("admin_socket", operators.admin_socket.as_deref()),
-            ("pid_file", pid_file.as_deref()),
-            ("log_file", log.file.as_deref()),
-        ]);
+        let process = self.process(args, unix_socket.as_deref(), &operators);
         let fleet = self.fleet(args, &listen, resync);
 
-        let process = ProcessSettings {
-            admin: operators.admin,
-            admin_socket: operators.admin_socket,
-            user: args.user.last().cloned(),
-            group: args.group.last().cloned(),
-            daemonize: args.daemon,
-            background_child: args.background_child,
-            pid_file,
-            log,
-            config: self.config.take(),
-            unknown_variables: super::sources::strangers(&self.command, &self.host.variables),
-        };
         let settings = Settings {
             pool: self.part.pool.clone(),
             primaries,
@@ -276,8 +226,7 @@ impl Check<'_> {
             unix_socket_mode,
             operator_commands: operators.commands,
             max_clients: max_clients as usize,
-            // Rounded down: servers are sized by what was asked for (memcached's `-c`).
-            node_connections: (node_connections as usize / threads).max(1) * threads,
+            node_connections,
             threads,
             io_uring,
             resync,
@@ -299,6 +248,80 @@ impl Check<'_> {
             leave_fleet: args.leave_fleet,
         };
         (process, settings)
+    }
+
+    fn process(&mut self, args: &Args, unix_socket: Option<&Path>, operators: &Operators) -> ProcessSettings {
+        self.accounts(args);
+        if args.daemon && args.foreground {
+            self.fault_of("daemon", " contradicts -D/--foreground; give one of them");
+        }
+        let pid_file = self.path("pid_file", &args.pid_file).or_else(|| args.daemon.then(|| self.default_pid_file()));
+        let log = self.log(args);
+        self.files_apart(&[
+            ("unix_socket", unix_socket),
+            ("admin_socket", operators.admin_socket.as_deref()),
+            ("pid_file", pid_file.as_deref()),
+            ("log_file", log.file.as_deref()),
+        ]);
+        ProcessSettings {
+            admin: operators.admin,
+            admin_socket: operators.admin_socket.clone(),
+            user: args.user.last().cloned(),
+            group: args.group.last().cloned(),
+            daemonize: args.daemon,
+            background_child: args.background_child,
+            pid_file,
+            log,
+            config: self.config.take(),
+            unknown_variables: super::sources::strangers(&self.command, &self.host.variables),
+        }
+    }
+
+    /// TCP addresses, and the unix socket.
+    fn clients_come_by(&mut self, args: &Args) -> (Vec<SocketAddr>, Option<PathBuf>) {
+        let port = self.number("port", &args.port, 0..=65_535, "0 = no TCP").unwrap_or(1) as u16;
+        let listen = self.listen(&args.listen, port);
+        let unix_socket = self.socket_path("unix_socket", &args.unix_socket);
+        if port == 0 && unix_socket.is_none() {
+            self.fault_about("port", " 0 without -f/--unix-socket leaves nowhere to listen; give -f PATH or a port");
+        }
+        if port == 0 && self.asked("listen") {
+            self.fault_about("listen", " contradicts -p/--port 0, which means no TCP; give a port or drop -l");
+        }
+        (listen, unix_socket)
+    }
+
+    fn threads(&mut self, args: &Args) -> usize {
+        if args.threads.last().is_some_and(|threads| threads == "auto") {
+            return (self.host.cores / 2 / self.part.pools).clamp(1, MAX_AUTO_THREADS);
+        }
+        let hint = "auto = half as many as there are cores, at least 1, at most 4";
+        self.number("threads", &args.threads, 1..=MAX_THREADS, hint).unwrap_or(1) as usize
+    }
+
+    fn io_uring(&mut self, args: &Args) -> IoUringMode {
+        match self.single("io_uring", &args.io_uring) {
+            None | Some("auto") => IoUringMode::Auto,
+            Some("on") => IoUringMode::On,
+            Some("off") => IoUringMode::Off,
+            Some(other) => {
+                self.bad("io_uring", other, "is none of auto, on and off");
+                IoUringMode::Auto
+            }
+        }
+    }
+
+    /// As many for each thread. Rounded down: servers are sized by what was asked for (memcached's
+    /// `-c`).
+    fn node_connections(&mut self, args: &Args, threads: usize) -> usize {
+        let asked = match args.node_connections.last().map(String::as_str) {
+            Some("auto") => 0,
+            _ => {
+                let range = 0..=MAX_NODE_CONNECTIONS;
+                self.number("node_connections", &args.node_connections, range, "0 = one for each thread").unwrap_or(0)
+            }
+        };
+        (asked as usize / threads).max(1) * threads
     }
 
     /// One item that is being sent, and as much for answers.

@@ -139,77 +139,123 @@ fn send(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Resu
 
 /// Reads an answer; and whether the connection can be kept.
 fn answer(stream: &mut TcpStream, deadline: Instant) -> io::Result<(Answer, bool)> {
-    let mut buffer = Vec::new();
-    let mut more = |buffer: &mut Vec<u8>| {
-        stream.set_read_timeout(Some(left(deadline)?))?;
+    let mut input = Input { stream, deadline, buffer: Vec::new() };
+    let Head { status, length, keeps } = input.head()?;
+    let body = match length {
+        Length::InPieces => input.pieces()?,
+        Length::Known(length) => input.take(length)?,
+    };
+    let body = String::from_utf8(body).map_err(|_| wrong("its answer is no text"))?;
+    Ok((Answer { status, body }, keeps && input.buffer.is_empty()))
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, format!("{NO_HTTP}: {what}"))
+}
+
+/// What stands before an answer's body.
+struct Head {
+    status: u16,
+    length: Length,
+    /// The connection is kept.
+    keeps: bool,
+}
+
+enum Length {
+    Known(usize),
+    InPieces,
+}
+
+impl Head {
+    fn parse(text: &str) -> io::Result<Head> {
+        let mut lines = text.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1."));
+        let status = status.and_then(|line| line.split(' ').nth(1)?.parse().ok()).ok_or_else(|| wrong("no status"))?;
+        let (mut length, mut chunked, mut keeps) = (None, false, true);
+        for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+            let (name, value) = (name.to_ascii_lowercase(), value.trim().to_ascii_lowercase());
+            match name.as_str() {
+                "content-length" => {
+                    length = Some(value.parse::<usize>().map_err(|_| wrong("its length is no number"))?);
+                }
+                "transfer-encoding" => chunked = value == "chunked",
+                "connection" => keeps = value != "close",
+                _ => {}
+            }
+        }
+        let length = match length {
+            _ if chunked => Length::InPieces,
+            Some(length) if length <= MOST => Length::Known(length),
+            _ => return Err(wrong("an answer without a length")),
+        };
+        Ok(Head { status, length, keeps })
+    }
+}
+
+/// What a connection answers, as far as it has come.
+struct Input<'s> {
+    stream: &'s mut TcpStream,
+    deadline: Instant,
+    buffer: Vec<u8>,
+}
+
+impl Input<'_> {
+    fn more(&mut self) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
         let mut block = [0; 4096];
-        match stream.read(&mut block)? {
+        match self.stream.read(&mut block)? {
             0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "it has closed the connection")),
-            _ if buffer.len() > MOST => Err(io::Error::new(ErrorKind::InvalidData, "its answer is too long")),
+            _ if self.buffer.len() > MOST => Err(io::Error::new(ErrorKind::InvalidData, "its answer is too long")),
             n => {
-                buffer.extend_from_slice(&block[..n]);
+                self.buffer.extend_from_slice(&block[..n]);
                 Ok(())
             }
         }
-    };
-    let wrong = |what: &str| io::Error::new(ErrorKind::InvalidData, format!("{NO_HTTP}: {what}"));
-    let head = loop {
-        if let Some(end) = memchr::memmem::find(&buffer, b"\r\n\r\n") {
-            break buffer.drain(..end + 4).collect::<Vec<u8>>();
-        }
-        if buffer.len() >= HTTP.len() && !buffer.starts_with(HTTP) {
-            return Err(wrong("what it answers is something else"));
-        }
-        more(&mut buffer)?;
-    };
-    let head = String::from_utf8(head).map_err(|_| wrong("its head is no text"))?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1."));
-    let status = status.and_then(|line| line.split(' ').nth(1)?.parse().ok()).ok_or_else(|| wrong("no status"))?;
-    let (mut length, mut chunked, mut keeps) = (None, false, true);
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        let (name, value) = (name.to_ascii_lowercase(), value.trim().to_ascii_lowercase());
-        match name.as_str() {
-            "content-length" => length = Some(value.parse::<usize>().map_err(|_| wrong("its length is no number"))?),
-            "transfer-encoding" => chunked = value == "chunked",
-            "connection" => keeps = value != "close",
-            _ => {}
-        }
     }
-    let mut body = Vec::new();
-    if chunked {
+
+    fn take(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.buffer.len() < length {
+            self.more()?;
+        }
+        Ok(self.buffer.drain(..length).collect())
+    }
+
+    fn head(&mut self) -> io::Result<Head> {
+        let head = loop {
+            if let Some(end) = memchr::memmem::find(&self.buffer, b"\r\n\r\n") {
+                break self.take(end + 4)?;
+            }
+            if self.buffer.len() >= HTTP.len() && !self.buffer.starts_with(HTTP) {
+                return Err(wrong("what it answers is something else"));
+            }
+            self.more()?;
+        };
+        Head::parse(&String::from_utf8(head).map_err(|_| wrong("its head is no text"))?)
+    }
+
+    /// A body of which each piece begins with its length. (No trailers: etcd sends none behind what
+    /// is asked here, and a connection that has some is not quiet, so it is not used again.)
+    fn pieces(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
         loop {
             let line = loop {
-                if let Some(end) = memchr::memmem::find(&buffer, b"\r\n") {
-                    break buffer.drain(..end + 2).collect::<Vec<u8>>();
+                if let Some(end) = memchr::memmem::find(&self.buffer, b"\r\n") {
+                    break self.take(end + 2)?;
                 }
-                more(&mut buffer)?;
+                self.more()?;
             };
             let size = std::str::from_utf8(&line).ok().and_then(|line| line.trim().split(';').next());
             let size = size.and_then(|size| usize::from_str_radix(size, 16).ok()).filter(|&size| size <= MOST);
             let size = size.ok_or_else(|| wrong("a piece without a size"))?;
-            while buffer.len() < size + 2 {
-                more(&mut buffer)?;
-            }
-            body.extend(buffer.drain(..size + 2).take(size));
-            // (No trailers: etcd sends none behind what is asked here, and a connection that has
-            // some is not quiet, so it is not used again.)
+            body.extend(self.take(size + 2)?.into_iter().take(size));
             if size == 0 {
-                break;
+                return Ok(body);
             }
             if body.len() > MOST {
                 return Err(wrong("its answer is too long"));
             }
         }
-    } else {
-        let length = length.filter(|&length| length <= MOST).ok_or_else(|| wrong("an answer without a length"))?;
-        while buffer.len() < length {
-            more(&mut buffer)?;
-        }
-        body.extend(buffer.drain(..length));
     }
-    let body = String::from_utf8(body).map_err(|_| wrong("its answer is no text"))?;
-    Ok((Answer { status, body }, keeps && buffer.is_empty()))
 }
 
 #[cfg(test)]

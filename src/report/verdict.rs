@@ -203,6 +203,22 @@ impl Seen {
         (names_of(&lost), names_of(&up))
     }
 
+    fn next_where_dark(&self, again: &str) -> String {
+        let (lost, up) = self.of_dark();
+        let first = match lost.as_slice() {
+            [] => "wait".to_owned(),
+            lost => format!(
+                "bring back {}: resume it, or mend the way to it, where its process still lives (a memcached that is \
+                 started anew has nothing)",
+                some_of(lost, NAMED)
+            ),
+        };
+        match up.first() {
+            Some(who) => format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes{again}"),
+            None => first,
+        }
+    }
+
     /// What to do. `again`: what stands behind each command of `resilver` that is named, so that it
     /// is for this proxy.
     pub fn next(&self, again: &str) -> String {
@@ -243,23 +259,7 @@ impl Seen {
             Word::Mirrored => {
                 format!("nothing; before and after a server is restarted: resilver wait --mirrored{again}")
             }
-            Word::Dark => {
-                let (lost, up) = self.of_dark();
-                let first = match lost.as_slice() {
-                    [] => "wait".to_owned(),
-                    lost => format!(
-                        "bring back {}: resume it, or mend the way to it, where its process still lives (a memcached that \
-                         is started anew has nothing)",
-                        some_of(lost, NAMED)
-                    ),
-                };
-                match up.first() {
-                    Some(who) => {
-                        format!("{first}; or give up the writes that {who} missed: resilver lead {who} --yes{again}")
-                    }
-                    None => first,
-                }
-            }
+            Word::Dark => self.next_where_dark(again),
             _ if !lost.is_empty() => match hangs {
                 Some(server) => format!(
                     "resume or restart memcached on {}, or mend the way to it: it does not answer; {refilled}",

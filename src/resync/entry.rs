@@ -131,6 +131,51 @@ impl From<String> for Trouble {
     }
 }
 
+/// A node's answer to an entry's command.
+struct Said<'a> {
+    answer: &'a Answer,
+    frame: &'a Frame<'a>,
+    asked: Asked,
+}
+
+impl Said<'_> {
+    fn item(&self) -> Item {
+        self.answer.item(self.frame, self.asked)
+    }
+
+    /// Whether it shows what was read before.
+    fn shows_still(&self, item: &Item) -> bool {
+        match (self.answer.code, item.cas) {
+            (Code::Value, 0) => !self.answer.stale && item.equals_later(&self.item(), ONE_NODE_SLACK_SECS),
+            (Code::Value | Code::Done, cas) => {
+                let seen = self.answer.seen(self.frame, self.asked);
+                self.answer.cas == cas && item.seen.agrees(&seen, ONE_NODE_SLACK_SECS)
+            }
+            _ => false,
+        }
+    }
+
+    fn unexpected(&self) -> Trouble {
+        Trouble::Protocol(format!("unexpected {:?} to a copy's command", self.answer.code))
+    }
+}
+
+fn after_add(item: Item, said: &Said<'_>) -> Result<Stage, Trouble> {
+    Ok(match said.answer.code {
+        Code::Done if said.answer.cas == 0 => return Err(Trouble::Blind),
+        Code::Done => {
+            Stage::Verify { bytes: item.value.len() as u64, copy: said.answer.cas, item: item.until_verified() }
+        }
+        // Not assumed to be newer: it may be another copier's that is undone in a moment, or a
+        // leftover.
+        Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
+        // A refused store deletes what the target held, be it newer than what we read: verify all
+        // the same.
+        Code::Refused => Stage::VerifyRefused(item.until_verified()),
+        _ => return Err(said.unexpected()),
+    })
+}
+
 /// One key being copied.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -326,7 +371,7 @@ impl Entry {
             self.marked = answer.stale;
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Read);
-        let mut next = self.next(stage, &answer, frame, asked)?;
+        let mut next = self.next(stage, &Said { answer: &answer, frame, asked })?;
         // While the target's own items count, nothing is copied there, for a copy that is cut off
         // would pass for one of them; what differs is left to the comparing.
         if self.adopts.is_some() && matches!(next, Stage::Read | Stage::Drop { .. } | Stage::Done(End::Requeue)) {
@@ -336,125 +381,116 @@ impl Entry {
         Ok(())
     }
 
-    fn next(&mut self, stage: Stage, answer: &Answer, frame: &Frame<'_>, asked: Asked) -> Result<Stage, Trouble> {
-        let unexpected = || Err(Trouble::Protocol(format!("unexpected {:?} to a copy's command", answer.code)));
-        let stale = is_stale(answer);
-        let unchanged = |item: &Item| match (answer.code, item.cas) {
-            (Code::Value, 0) => !answer.stale && item.equals_later(&answer.item(frame, asked), ONE_NODE_SLACK_SECS),
-            (Code::Value | Code::Done, cas) => {
-                answer.cas == cas && item.seen.agrees(&answer.seen(frame, asked), ONE_NODE_SLACK_SECS)
-            }
-            _ => false,
-        };
+    fn next(&mut self, stage: Stage, said: &Said<'_>) -> Result<Stage, Trouble> {
+        let code = said.answer.code;
         Ok(match stage {
-            Stage::Read => match answer.code {
-                Code::Missing => Stage::TargetLook(Look::Absent),
-                Code::Value if answer.cas == 0 && !self.by_content => Stage::Done(End::NoCas),
-                // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh
-                // one.
-                Code::Value if stale || answer.ttl == 0 => Stage::TargetLook(Look::Absent),
-                Code::Value => {
-                    let item = answer.item(frame, asked);
-                    // The key is kept as binary where the leader keeps it so, and only if it can be
-                    // written so.
-                    self.binary = item.binary || (self.binary && needs_base64(&self.key));
-                    Stage::Add(item)
-                }
-                _ => return unexpected(),
-            },
-            Stage::Exists => match answer.code {
+            Stage::Read => self.after_read(said)?,
+            Stage::Exists => match code {
                 // Compared before, or written by a client since, which the target got too.
-                Code::Done if !answer.stale && answer.ttl != 0 => Stage::Done(End::Equal),
+                Code::Done if !said.answer.stale && said.answer.ttl != 0 => Stage::Done(End::Equal),
                 Code::Done | Code::Missing => Stage::TargetLook(Look::Absent),
-                _ => return unexpected(),
+                _ => return Err(said.unexpected()),
             },
-            Stage::Add(item) => match answer.code {
-                Code::Done if answer.cas == 0 => return Err(Trouble::Blind),
-                Code::Done => {
-                    Stage::Verify { bytes: item.value.len() as u64, copy: answer.cas, item: item.until_verified() }
-                }
-                // Not assumed to be newer: it may be another copier's that is undone in a moment,
-                // or a leftover.
-                Code::NotStored | Code::Exists => Stage::TargetLook(Look::NotStored),
-                // A refused store deletes what the target held, be it newer than what we read:
-                // verify all the same.
-                Code::Refused => Stage::VerifyRefused(item.until_verified()),
-                _ => return unexpected(),
-            },
+            Stage::Add(item) => after_add(item, said)?,
             Stage::Verify { item, bytes, copy } => {
-                if !holds(Rule::Verify) || unchanged(&item) && !stale {
+                if !holds(Rule::Verify) || said.shows_still(&item) && !is_stale(said.answer) {
                     Stage::Done(End::Copied(bytes))
                 } else {
                     Stage::Undo { copy }
                 }
             }
-            Stage::VerifyRefused(item) => {
-                if unchanged(&item) {
-                    Stage::TargetLook(Look::Refused)
-                } else {
-                    self.retry()
-                }
-            }
+            Stage::VerifyRefused(item) => match said.shows_still(&item) {
+                true => Stage::TargetLook(Look::Refused),
+                false => self.retry(),
+            },
             // EX: somebody's newer write stands there; NF: it is gone. Both are fine, and are
             // looked at again.
-            Stage::Undo { .. } | Stage::Drop { .. } => match answer.code {
+            Stage::Undo { .. } | Stage::Drop { .. } => match code {
                 Code::Done | Code::Missing | Code::Exists => self.retry(),
-                _ => return unexpected(),
+                _ => return Err(said.unexpected()),
             },
-            Stage::TargetLook(look) => match (answer.code, look) {
-                (Code::Missing, Look::Absent) => Stage::Done(End::Skipped),
-                (Code::Missing, Look::Refused) => Stage::Done(End::Refused),
-                (Code::Missing, Look::NotStored) => self.retry(),
-                (Code::Missing, Look::First) => Stage::Read,
-                (Code::Value, _) if answer.cas == 0 => return Err(Trouble::Blind),
-                // The target is looked at first and the leader after it. The other way round, a
-                // write that came between the two would make the leader's older value the judge,
-                // and the drop would hit the newer one.
-                (Code::Value, _) if answer.stale => Stage::Drop { cas: answer.cas },
-                (Code::Value, _) => Stage::SourceLook(answer.item(frame, asked)),
-                _ => return unexpected(),
-            },
-            Stage::SourceLook(theirs) => {
-                let same = answer.code == Code::Value && !answer.stale && theirs.equals(&answer.item(frame, asked));
-                match answer.code {
-                    Code::Value | Code::Missing if same => Stage::Done(End::Equal),
-                    // Not what is about to expire: the leader's may have done so a tick earlier,
-                    // and would be back for a moment.
-                    Code::Missing if self.adopts.is_some() && !(0..=ONE_NODE_SLACK_SECS).contains(&theirs.seen.ttl) => {
-                        self.adopt(theirs)
-                    }
-                    Code::Value | Code::Missing => Stage::Drop { cas: theirs.cas },
-                    _ => return unexpected(),
-                }
-            }
+            Stage::TargetLook(look) => self.after_target_look(look, said)?,
+            Stage::SourceLook(theirs) => self.after_source_look(theirs, said)?,
             // An end to it, should a client write without a pause.
-            Stage::GiveBack { then, .. } if answer.code == Code::Exists && self.lost_hold < MAX_TRIES => {
+            Stage::GiveBack { then, .. } if code == Code::Exists && self.lost_hold < MAX_TRIES => {
                 self.lost_hold += 1;
                 Stage::LookBack { then }
             }
             Stage::GiveBack { then, .. } => *then,
             // It may be another client's right by now, which is given twice then: two recompute
             // it, where otherwise nobody might.
-            Stage::LookBack { then } if answer.invalid && answer.cas != 0 => {
-                self.won = Some(answer.cas);
+            Stage::LookBack { then } if said.answer.invalid && said.answer.cas != 0 => {
+                self.won = Some(said.answer.cas);
                 *then
             }
             Stage::LookBack { then } => *then,
-            Stage::WithdrawLook if answer.stale && answer.cas != 0 => Stage::Withdraw { cas: answer.cas },
+            Stage::WithdrawLook if said.answer.stale && said.answer.cas != 0 => {
+                Stage::Withdraw { cas: said.answer.cas }
+            }
             Stage::WithdrawLook => {
                 // Written anew, or nothing that could be deleted without hitting a later one.
                 self.marked = false;
                 Stage::Done(End::Skipped)
             }
-            Stage::Withdraw { .. } => match answer.code {
+            Stage::Withdraw { .. } => match code {
                 Code::Done | Code::Missing => {
                     self.won = None;
                     Stage::Done(End::Skipped)
                 }
                 Code::Exists => self.retry(),
-                _ => return unexpected(),
+                _ => return Err(said.unexpected()),
             },
-            Stage::Done(_) => return unexpected(),
+            Stage::Done(_) => return Err(said.unexpected()),
+        })
+    }
+
+    fn after_read(&mut self, said: &Said<'_>) -> Result<Stage, Trouble> {
+        Ok(match said.answer.code {
+            Code::Missing => Stage::TargetLook(Look::Absent),
+            Code::Value if said.answer.cas == 0 && !self.by_content => Stage::Done(End::NoCas),
+            // Remaining 0 stored back would mean for ever; a stale item copied would be a fresh
+            // one.
+            Code::Value if is_stale(said.answer) || said.answer.ttl == 0 => Stage::TargetLook(Look::Absent),
+            Code::Value => {
+                let item = said.item();
+                // The key is kept as binary where the leader keeps it so, and only if it can be
+                // written so.
+                self.binary = item.binary || (self.binary && needs_base64(&self.key));
+                Stage::Add(item)
+            }
+            _ => return Err(said.unexpected()),
+        })
+    }
+
+    fn after_target_look(&mut self, look: Look, said: &Said<'_>) -> Result<Stage, Trouble> {
+        Ok(match (said.answer.code, look) {
+            (Code::Missing, Look::Absent) => Stage::Done(End::Skipped),
+            (Code::Missing, Look::Refused) => Stage::Done(End::Refused),
+            (Code::Missing, Look::NotStored) => self.retry(),
+            (Code::Missing, Look::First) => Stage::Read,
+            (Code::Value, _) if said.answer.cas == 0 => return Err(Trouble::Blind),
+            // The target is looked at first and the leader after it. The other way round, a write
+            // that came between the two would make the leader's older value the judge, and the
+            // drop would hit the newer one.
+            (Code::Value, _) if said.answer.stale => Stage::Drop { cas: said.answer.cas },
+            (Code::Value, _) => Stage::SourceLook(said.item()),
+            _ => return Err(said.unexpected()),
+        })
+    }
+
+    /// `theirs`: what the target holds.
+    fn after_source_look(&mut self, theirs: Item, said: &Said<'_>) -> Result<Stage, Trouble> {
+        let code = said.answer.code;
+        let same = code == Code::Value && !said.answer.stale && theirs.equals(&said.item());
+        Ok(match code {
+            Code::Value | Code::Missing if same => Stage::Done(End::Equal),
+            // Not what is about to expire: the leader's may have done so a tick earlier, and would
+            // be back for a moment.
+            Code::Missing if self.adopts.is_some() && !(0..=ONE_NODE_SLACK_SECS).contains(&theirs.seen.ttl) => {
+                self.adopt(theirs)
+            }
+            Code::Value | Code::Missing => Stage::Drop { cas: theirs.cas },
+            _ => return Err(said.unexpected()),
         })
     }
 

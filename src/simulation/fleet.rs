@@ -16,14 +16,15 @@ use futures::future::{FutureExt, join_all};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
+use crate::cluster::Losses;
 use crate::coord::{Holder, Me, Record, Seen, Swapped, Unread};
-use crate::fleet::simulated::{Becomes, Connecting, Kept, Own, Passing, Reaches};
+use crate::fleet::simulated::{Becomes, Connecting, Ends, Kept, Own, Passing, Reaches};
 use crate::ids::Generation;
 use crate::lease::process::{Clock, Needs, Process};
 
@@ -291,13 +292,13 @@ impl Inner {
             (machine.clock, machine.lease)
         };
         let (ended, stops) = (CancellationToken::new(), CancellationToken::new());
-        let (process, generation_of) = (Process::new(clock), Rc::new(Cell::new(0)));
+        let (process, generation) = (Process::new(clock), Rc::new(Cell::new(0)));
         let present = Present {
             id,
             process: process.clone(),
             ended: ended.clone(),
             stops: stops.clone(),
-            generation: generation_of.clone(),
+            generation: generation.clone(),
             thawed: Rc::default(),
         };
         self.machines.borrow_mut()[machine].present = Some(present);
@@ -318,78 +319,25 @@ impl Inner {
         };
         let kept = Kept::new(me, own, fence);
         let ends = kept.ends();
-        let passing = self.pass_on(&kept, (id, machine), &process);
-        let (tells, mut becomes) = unbounded_channel();
+        let (passing, passes) = self.pass_on(&kept, (id, machine), &process).unzip();
+        let (tells, becomes) = unbounded_channel();
         let reach = Reach { fleet: self.clone(), machine, id };
         let keeper = spawn_local(process.clone().run(Needs::Turns, kept.run(reach, tells)));
-        let mut proxy: Option<Proxy> = None;
-        let mut until = None;
-        loop {
-            tokio::select! {
-                biased;
-                () = ended.cancelled() => break,
-                next = becomes.recv() => match next {
-                    Some(Becomes::Active(generation, losses)) => {
-                        note(|| format!("world  machine {machine}: proxy {id} is active, generation {generation}"));
-                        generation_of.set(generation.0);
-                        let before = self.begun.replace(generation.0);
-                        if before >= generation.0 {
-                            self.history.violation(format!("generation {generation} begins after {before}"));
-                        }
-                        if stops.is_cancelled() {
-                            ends.stopped();
-                        } else {
-                            proxy = Some(self.ground.start((id, machine), losses, Some(&process)));
-                            if let Some((passing, _)) = &passing {
-                                self.take_from_others(id, generation, passing);
-                            }
-                        }
-                    }
-                    // (The keeper panicked: that is told of below.)
-                    Some(Becomes::Over) | None => break,
-                },
-                () = stops.cancelled(), if until.is_none() => {
-                    self.ground.doors.borrow_mut().remove(&id);
-                    match &mut proxy {
-                        None => {
-                            ends.leave();
-                            passing.iter().for_each(|(passing, _)| passing.end());
-                        }
-                        Some(proxy) => {
-                            if let Some((passing, _)) = &passing {
-                                let answered = process.clone().run(Needs::Turns, passing.hand_over());
-                                tokio::select! {
-                                    biased;
-                                    () = ended.cancelled() => break,
-                                    () = answered => {}
-                                }
-                            }
-                            proxy.shutdown.cancel();
-                            tokio::select! {
-                                biased;
-                                () = ended.cancelled() => break,
-                                panicked = proxy.have_stopped() => if panicked {
-                                    self.history.violation("a part of a proxy panicked".into());
-                                },
-                            }
-                            passing.iter().for_each(|(passing, _)| passing.serve_no_more());
-                            ends.stopped();
-                        }
-                    }
-                    until = Some(Instant::now() + lease);
-                }
-                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break,
-            }
+        let mut life = Life { fleet: self.clone(), machine, id, process, generation, ends, passing, proxy: None };
+        tokio::select! {
+            biased;
+            () = ended.cancelled() => {}
+            () = life.run(becomes, stops, lease) => {}
         }
-        process.end();
+        life.process.end();
         self.ground.doors.borrow_mut().remove(&id);
         self.ground.net.kill_proxy(id);
         let mut panicked = false;
-        for task in [Some(keeper), passing.map(|(_, task)| task)].into_iter().flatten() {
+        for task in [Some(keeper), passes].into_iter().flatten() {
             task.abort();
             panicked |= task.await.is_err_and(|error| error.is_panic());
         }
-        if let Some(proxy) = proxy {
+        if let Some(proxy) = life.proxy {
             panicked |= proxy.end().await;
         }
         if panicked {
@@ -447,6 +395,80 @@ impl Inner {
         for present in thawed.iter().filter(later).filter(late).filter(|present| !present.process.is_stopped()) {
             self.history.violation(format!("proxy {} acts on after its clock stood still", present.id));
         }
+    }
+}
+
+/// A process under way.
+struct Life {
+    fleet: Rc<Inner>,
+    machine: usize,
+    id: u32,
+    process: Arc<Process>,
+    /// See [`Present`].
+    generation: Rc<Cell<u64>>,
+    ends: Ends,
+    /// Where clients go to any proxy.
+    passing: Option<Passing>,
+    /// While it is active.
+    proxy: Option<Proxy>,
+}
+
+impl Life {
+    /// From a standby to its end, which it has `lease` for once it is told to stop.
+    async fn run(&mut self, mut becomes: UnboundedReceiver<Becomes>, stops: CancellationToken, lease: Duration) {
+        let mut until = None;
+        loop {
+            tokio::select! {
+                biased;
+                next = becomes.recv() => match next {
+                    Some(Becomes::Active(generation, losses)) => self.begin(generation, losses, stops.is_cancelled()),
+                    // (The keeper panicked: that is told of at the end.)
+                    Some(Becomes::Over) | None => return,
+                },
+                () = stops.cancelled(), if until.is_none() => {
+                    self.stop().await;
+                    until = Some(Instant::now() + lease);
+                }
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return,
+            }
+        }
+    }
+
+    /// It is active.
+    fn begin(&mut self, generation: Generation, losses: Arc<dyn Losses>, is_to_stop: bool) {
+        let Life { fleet, machine, id, .. } = self;
+        note(|| format!("world  machine {machine}: proxy {id} is active, generation {generation}"));
+        self.generation.set(generation.0);
+        let before = fleet.begun.replace(generation.0);
+        if before >= generation.0 {
+            fleet.history.violation(format!("generation {generation} begins after {before}"));
+        }
+        if is_to_stop {
+            return self.ends.stopped();
+        }
+        self.proxy = Some(fleet.ground.start((*id, *machine), losses, Some(&self.process)));
+        if let Some(passing) = &self.passing {
+            fleet.take_from_others(*id, generation, passing);
+        }
+    }
+
+    /// SIGTERM.
+    async fn stop(&mut self) {
+        self.fleet.ground.doors.borrow_mut().remove(&self.id);
+        let Some(proxy) = &mut self.proxy else {
+            self.ends.leave();
+            self.passing.iter().for_each(Passing::end);
+            return;
+        };
+        if let Some(passing) = &self.passing {
+            self.process.clone().run(Needs::Turns, passing.hand_over()).await;
+        }
+        proxy.shutdown.cancel();
+        if proxy.have_stopped().await {
+            self.fleet.history.violation("a part of a proxy panicked".into());
+        }
+        self.passing.iter().for_each(Passing::serve_no_more);
+        self.ends.stopped();
     }
 }
 

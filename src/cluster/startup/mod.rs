@@ -127,13 +127,7 @@ impl Cluster {
     pub(super) fn decide(&mut self, pair: PairId, clean: bool) {
         let (primary, backup) = self.topology.nodes_of(pair);
         if !self.marked() {
-            let up = |node: Option<NodeId>| node.is_some_and(|n| self.nodes[n.index()].health.is_up());
-            let state = match (up(Some(primary)), up(backup)) {
-                (true, true) => State::Mirrored,
-                (true, false) => State::Degraded { leader: Place::Primary },
-                (false, true) => State::Degraded { leader: Place::Backup },
-                (false, false) => State::Dark { in_sync: None, fallback: None },
-            };
+            let state = self.state_without_markers(primary, backup);
             self.pairs[pair.index()].undecided = false;
             return self.apply(pair, pair::Event::Start(state, self.reason_at_start(pair, state, true)));
         }
@@ -164,24 +158,7 @@ impl Cluster {
             _ => None,
         });
         self.plan(pair, FillEvent::Decided { state, fill, cut_off });
-        if newest.is_none()
-            && let State::Degraded { leader } = state
-            && self.speaks_for(pair, leader.other())
-            && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
-        {
-            let node = self.topology.addr(self.node_at(pair, leader));
-            tracing::warn!(pair = %self.pair_name(pair), leader = %node,
-                "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
-        }
-        if let (Some(Fill::Adopt), Some(_)) = (fill, newest) {
-            tracing::info!(pair = %self.pair_name(pair), "an adoption was cut off: it goes on");
-        } else if let (Some(Fill::Adopt), Some(leader), true) =
-            (fill, state.leader(), state.leader().is_some_and(|p| self.speaks_for(pair, p)))
-        {
-            let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
-            tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
-                "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
-        }
+        self.tell_of_first_state(pair, state, fill, newest.is_some());
         // Records on other nodes say that there was something.
         let flushed = newest.is_some_and(|record| record.fact == Fact::Nobody);
         self.pairs[pair.index()].flushed = flushed;
@@ -196,6 +173,40 @@ impl Cluster {
         let away = if self.nodes[primary.index()].health.is_up() { Place::Backup } else { Place::Primary };
         if waits && self.speaks_for(pair, away) {
             tracing::error!(pair = %self.pair_name(pair), "the pair waits for a node that does not answer");
+        }
+    }
+
+    /// By which of its nodes answer.
+    fn state_without_markers(&self, primary: NodeId, backup: Option<NodeId>) -> State {
+        let up = |node: NodeId| self.nodes[node.index()].health.is_up();
+        match (up(primary), backup.is_some_and(up)) {
+            (true, true) => State::Mirrored,
+            (true, false) => State::Degraded { leader: Place::Primary },
+            (false, true) => State::Degraded { leader: Place::Backup },
+            (false, false) => State::Dark { in_sync: None, fallback: None },
+        }
+    }
+
+    /// In the log, what is not as an operator may expect it.
+    fn tell_of_first_state(&self, pair: PairId, state: State, fill: Option<Fill>, recorded: bool) {
+        if !recorded
+            && let State::Degraded { leader } = state
+            && self.speaks_for(pair, leader.other())
+            && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
+        {
+            let node = self.topology.addr(self.node_at(pair, leader));
+            tracing::warn!(pair = %self.pair_name(pair), leader = %node,
+                "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
+        }
+        if fill != Some(Fill::Adopt) {
+            return;
+        }
+        if recorded {
+            tracing::info!(pair = %self.pair_name(pair), "an adoption was cut off: it goes on");
+        } else if let Some(leader) = state.leader().filter(|leader| self.speaks_for(pair, *leader)) {
+            let (leader, other) = (self.node_at(pair, leader), self.node_at(pair, leader.other()));
+            tracing::warn!(pair = %self.pair_name(pair), leader = %self.topology.addr(leader), other = %self.topology.addr(other),
+                "both nodes hold items and nothing tells whose are newer: where they differ the leader's count, and what only the other holds is added to it");
         }
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::ids::{Incarnation, NodeId, PairId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::clock;
-use crate::protocol::item::{Answer, Code, are_equal};
+use crate::protocol::item::{Answer, Code, Item, are_equal};
 use crate::protocol::key::Key;
 use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::Outcome;
@@ -200,17 +200,8 @@ impl Core {
                 let item = (answer.code == Code::Value).then(|| answer.item(&frame, fence.asked));
                 if step == RepairStep::Compare {
                     (fence.copy, fence.copy_stale) = (Some(item), answer.stale);
-                } else {
-                    // A stale item must not become a fresh one, and a remaining time of 0 stored
-                    // back would mean for ever.
-                    fence.item = Some(item.filter(|item| !answer.stale && item.seen.ttl != 0));
-                    if answer.stale && holds(Rule::MarkedStaysGone) {
-                        self.miss(id);
-                    }
-                    if answer.won && answer.cas != 0 && holds(Rule::WonIsGivenBack) {
-                        self.give_back(id, node, &key, answer.cas);
-                        return true;
-                    }
+                } else if self.repair_has_read((id, node), &key, item, &answer) {
+                    return true;
                 }
             }
             (RepairStep::GiveBack, ReplyKind::MetaHd | ReplyKind::MetaNf | ReplyKind::MetaEx) => {}
@@ -223,26 +214,7 @@ impl Core {
                 (fence.failed, fence.copied) = (true, false);
             }
             (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
-                let cas = |answer: Answer| (answer.code == Code::Done).then_some(answer.cas);
-                let now = Answer::to_unechoed(&frame).ok().and_then(cas);
-                let read = fence.item.as_ref().and_then(|i| i.as_ref().map(|i| i.cas));
-                if now == read || read.is_none() {
-                    if !fence.failed {
-                        self.stats.repaired();
-                    }
-                    self.repair_done(&key);
-                    return true;
-                }
-                if let Some(repair) = &mut self.ops[id].repair {
-                    repair.tries += 1;
-                    if repair.tries < REPAIR_TRIES {
-                        self.repair_read(&key);
-                    } else {
-                        self.stats.repair_failed();
-                        fence.failed = true;
-                        self.repair_done(&key);
-                    }
-                }
+                self.repair_verified(id, &key, &frame);
                 return true;
             }
             (RepairStep::Marker | RepairStep::Drop, ReplyKind::ServerError) => {
@@ -267,6 +239,52 @@ impl Core {
             RepairStep::Verify => {}
         }
         true
+    }
+
+    /// The leader's item was read. Returns whether the right to recompute it is to be given back
+    /// before anything else.
+    fn repair_has_read(
+        &mut self,
+        (id, node): (OpId, NodeId),
+        key: &Bytes,
+        item: Option<Item>,
+        answer: &Answer,
+    ) -> bool {
+        if let Some(fence) = self.fences.get_mut(key) {
+            // A stale item must not become a fresh one, and a remaining time of 0 stored back would
+            // mean for ever.
+            fence.item = Some(item.filter(|item| !answer.stale && item.seen.ttl != 0));
+        }
+        if answer.stale && holds(Rule::MarkedStaysGone) {
+            self.miss(id);
+        }
+        let gives_back = answer.won && answer.cas != 0 && holds(Rule::WonIsGivenBack);
+        if gives_back {
+            self.give_back(id, node, key, answer.cas);
+        }
+        gives_back
+    }
+
+    /// The leader's item was looked at once more, behind the follower's new copy.
+    fn repair_verified(&mut self, id: OpId, key: &Bytes, frame: &Frame<'_>) {
+        let Some(fence) = self.fences.get_mut(key) else { return };
+        let cas = |answer: Answer| (answer.code == Code::Done).then_some(answer.cas);
+        let now = Answer::to_unechoed(frame).ok().and_then(cas);
+        let read = fence.item.as_ref().and_then(|i| i.as_ref().map(|i| i.cas));
+        if now == read || read.is_none() {
+            if !fence.failed {
+                self.stats.repaired();
+            }
+            return self.repair_done(key);
+        }
+        let Some(repair) = &mut self.ops[id].repair else { return };
+        repair.tries += 1;
+        if repair.tries < REPAIR_TRIES {
+            return self.repair_read(key);
+        }
+        self.stats.repair_failed();
+        fence.failed = true;
+        self.repair_done(key);
     }
 
     /// The repair's look at a stale item has won the right to recompute it, which a client must

@@ -157,38 +157,10 @@ impl Core {
                 Some(line) => line.next(&chunk),
             };
             match parsed {
-                Parsed::Incomplete { need } => {
-                    // Of a line nobody knows how long it will be: room for it is asked for in
-                    // steps.
-                    let line = need == 0 && chunk.len() > FREE;
-                    let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
-                    (client.need, client.searched) = (need as u32, chunk.len() as u32);
-                    if wanted > FREE {
-                        // A value has its own bound.
-                        let too_long = line && wanted > self.memory.receiving_max();
-                        if client.take_refusal() || too_long {
-                            match self.refuse_starved(id, &mut chunk) {
-                                true => continue,
-                                false => return self.stall(id, chunk),
-                            }
-                        }
-                        client.need = wanted as u32;
-                        if !self.may_receive(id, wanted) {
-                            return self.stall(id, chunk);
-                        }
-                    }
-                    let client = &mut self.clients[id];
-                    client.need = need as u32;
-                    if need > chunk.len() + SMALL_PARTIAL {
-                        // A large item: give it room of its own at once, so that its bytes are
-                        // copied no second time.
-                        let mut own = BytesMut::with_capacity(need);
-                        own.extend_from_slice(&chunk);
-                        chunk = own;
-                    }
-                    client.partial = chunk;
-                    return;
-                }
+                Parsed::Incomplete { need } => match self.wait_for_rest(id, need, chunk) {
+                    Some(rest) => chunk = rest,
+                    None => return,
+                },
                 Parsed::Request { request, style, len } => {
                     if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
                         let client = client.occupant;
@@ -215,21 +187,67 @@ impl Core {
                     self.clients[id].swallow = swallow as u32;
                 }
                 Parsed::Reject { reply, style, len, swallow, close } => {
-                    let said = reply.trim_ascii_end();
-                    tracing::debug!(client = client.occupant.0, said = %String::from_utf8_lossy(said), "a request is refused");
                     bytes::Buf::advance(&mut chunk, len);
                     client.swallow = swallow as u32;
-                    client.end_receiving();
-                    add(&self.stats.client_errors, 1);
-                    let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
-                    self.answer_at_once(id, style, len, Outcome::Own(words));
-                    if let Some(close) = close {
-                        self.close_client(id, Ended::Refused(close));
+                    self.reject(id, (style, len), reply, close);
+                    if close.is_some() {
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// The client's next request, of `len` bytes, is none.
+    fn reject(&mut self, id: ClientId, (style, len): (Style, usize), reply: &'static [u8], close: Option<Close>) {
+        let client = &mut self.clients[id];
+        let said = reply.trim_ascii_end();
+        tracing::debug!(client = client.occupant.0, said = %String::from_utf8_lossy(said), "a request is refused");
+        client.end_receiving();
+        add(&self.stats.client_errors, 1);
+        let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
+        self.answer_at_once(id, style, len, Outcome::Own(words));
+        if let Some(close) = close {
+            self.close_client(id, Ended::Refused(close));
+        }
+    }
+
+    /// The request at the front of `chunk` is not whole: `need` bytes, or 0 where its line has no
+    /// end yet. It waits for the rest; or it was refused for want of room, and what follows it is
+    /// returned.
+    fn wait_for_rest(&mut self, id: ClientId, need: usize, mut chunk: BytesMut) -> Option<BytesMut> {
+        // Of a line nobody knows how long it will be: room for it is asked for in steps.
+        let line = need == 0 && chunk.len() > FREE;
+        let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
+        let client = &mut self.clients[id];
+        (client.need, client.searched) = (need as u32, chunk.len() as u32);
+        if wanted > FREE {
+            // A value has its own bound.
+            let too_long = line && wanted > self.memory.receiving_max();
+            if client.take_refusal() || too_long {
+                if self.refuse_starved(id, &mut chunk) {
+                    return Some(chunk);
+                }
+                self.stall(id, chunk);
+                return None;
+            }
+            client.need = wanted as u32;
+            if !self.may_receive(id, wanted) {
+                self.stall(id, chunk);
+                return None;
+            }
+        }
+        let client = &mut self.clients[id];
+        client.need = need as u32;
+        if need > chunk.len() + SMALL_PARTIAL {
+            // A large item: give it room of its own at once, so that its bytes are copied no
+            // second time.
+            let mut own = BytesMut::with_capacity(need);
+            own.extend_from_slice(&chunk);
+            chunk = own;
+        }
+        client.partial = chunk;
+        None
     }
 
     /// The request at the front of the input waits.

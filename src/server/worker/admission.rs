@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,40 +87,7 @@ impl Worker {
             return true;
         }
         let admitted = self.work(|shell| {
-            let now = shell.now();
-            let key = if is_one_too_many { shell.core.handle_operator(now) } else { shell.core.handle_connect(now) };
-            let at = key.id.index();
-            let peer = tracing::enabled!(tracing::Level::DEBUG).then(|| stream.peer());
-            if shell.clients.len() <= at {
-                shell.clients.resize_with(at + 1, || None);
-            }
-            match &mut shell.uring {
-                Some(uring) => match stream.into_blocking() {
-                    Ok(fd) => {
-                        let slot = uring.add(fd, Owner::Client(key.id));
-                        uring.receive(slot);
-                        shell.clients[at] = Some(ClientIo::Uring(UringClient::new(slot)));
-                    }
-                    Err(error) => {
-                        shell.core.handle_gone(key.id);
-                        return Err(error);
-                    }
-                },
-                None => {
-                    shell.clients[at] = Some(ClientIo::Stream { stream, reader: None });
-                    tokio::task::spawn_local(self.clone().read_client(key));
-                }
-            }
-            shell.stats.connected();
-            if let Some(peer) = peer {
-                tracing::debug!(
-                    client = key.occupant.0,
-                    worker = shell.core.worker().0,
-                    peer,
-                    "a client has connected"
-                );
-                shell.named.insert(key.id, peer);
-            }
+            let key = self.take_client(shell, stream, is_one_too_many)?;
             if is_one_too_many {
                 let mut beyond = self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
                 if beyond.len() >= 2 * OPERATORS {
@@ -128,7 +95,7 @@ impl Worker {
                 }
                 beyond.push_back((shell.core.worker(), key));
             }
-            Ok(key)
+            io::Result::Ok(key)
         });
         match admitted {
             Ok(key) if is_one_too_many => {
@@ -146,6 +113,40 @@ impl Worker {
             }
         }
         is_one_too_many
+    }
+
+    /// Gives a client its place. `operators_only`: nothing but operators' commands is taken there.
+    fn take_client(&self, shell: &mut Shell, stream: Stream, operators_only: bool) -> io::Result<ClientKey> {
+        let now = shell.now();
+        let key = if operators_only { shell.core.handle_operator(now) } else { shell.core.handle_connect(now) };
+        let at = key.id.index();
+        let peer = tracing::enabled!(tracing::Level::DEBUG).then(|| stream.peer());
+        if shell.clients.len() <= at {
+            shell.clients.resize_with(at + 1, || None);
+        }
+        match &mut shell.uring {
+            Some(uring) => match stream.into_blocking() {
+                Ok(fd) => {
+                    let slot = uring.add(fd, Owner::Client(key.id));
+                    uring.receive(slot);
+                    shell.clients[at] = Some(ClientIo::Uring(UringClient::new(slot)));
+                }
+                Err(error) => {
+                    shell.core.handle_gone(key.id);
+                    return Err(error);
+                }
+            },
+            None => {
+                shell.clients[at] = Some(ClientIo::Stream { stream, reader: None });
+                tokio::task::spawn_local(self.clone().read_client(key));
+            }
+        }
+        shell.stats.connected();
+        if let Some(peer) = peer {
+            tracing::debug!(client = key.occupant.0, worker = shell.core.worker().0, peer, "a client has connected");
+            shell.named.insert(key.id, peer);
+        }
+        Ok(key)
     }
 
     /// One client beyond the limit that has said nothing makes room for another. `false`: there is
