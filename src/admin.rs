@@ -42,13 +42,13 @@ pub(crate) struct Panel {
     pub(crate) losses: Arc<dyn Losses>,
     /// What is known without it.
     pub(crate) stats: Vec<Arc<WorkerStats>>,
-    /// Of clients' requests and answers.
+    /// The memory that clients' requests and answers take.
     pub(crate) memory: Arc<Memory>,
 }
 
 /// What the connections of the listener share.
 struct Admin {
-    /// At least one, which has no name where the file has no pools.
+    /// The pools: at least one, which has no name where the settings have no pools.
     pools: Vec<Shown>,
     metrics: Metrics,
     /// Visitors that were late, or broke, for the log.
@@ -59,7 +59,7 @@ struct Admin {
 
 impl Admin {
     fn around(&self) -> Around {
-        // (Of several pools none is one of a fleet's.)
+        // Of several pools none is one of a fleet's.
         let role = self.pools.first().map_or(Standing::SINGLE.role, |shown| shown.losses.role());
         let lease_held = role != Standing::SINGLE.role && !lease::is_over();
         Around { standing: Standing { role, lease_held }, closed: closed(), process: process::look() }

@@ -114,7 +114,7 @@ fn json(all: &[Looked]) -> Value {
     }
 }
 
-/// Of several pools a line each comes first.
+/// The screens of all pools, below a line for each where there are several.
 fn screens(args: &StatusArgs, all: &[Looked], before: &HashMap<String, Traffic>, look: Look) -> String {
     let mut text = if all.len() == 1 { String::new() } else { pools::lines(all, &args.at.name(), look) };
     for looked in all.iter().filter(|looked| pools::is_told(looked, all, look)) {

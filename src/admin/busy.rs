@@ -9,14 +9,14 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// How often it is logged.
+/// How often refusals and closings are logged.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 pub(crate) const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 52\r\n\
     Connection: close\r\n\r\ntoo many connections to the admin listener; try anew";
 
-/// Says why, without waiting.
+/// Writes why the connection is refused, without waiting for the socket.
 pub(crate) fn refuse(stream: TcpStream, why: &[u8]) {
     if let Ok(mut stream) = stream.into_std() {
         let _ = stream.write(why);
@@ -34,7 +34,7 @@ impl Refusals {
         Refusals { by, told: None }
     }
 
-    /// One is, while so many are open.
+    /// Logs that one is refused, because so many are open.
     pub(crate) fn tell(&mut self, open: usize) {
         if self.told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
             tracing::warn!(open, "{} refuses connections: too many are open", self.by);
@@ -51,7 +51,7 @@ pub(crate) struct Closings(Mutex<(u64, Option<Instant>)>);
 impl Closings {
     /// One more, from `peer`.
     pub(crate) fn tell(&self, peer: Option<SocketAddr>, why: &str) {
-        // (Nothing waits while it is held.)
+        // Nothing waits while it is held.
         let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         untold.0 += 1;
         if untold.1.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {

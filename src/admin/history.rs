@@ -12,9 +12,9 @@ use crate::report::LatencyReport;
 use crate::stats::requests::Family;
 use crate::stats::{LATENCY_BUCKETS, Latencies, WorkerStats};
 
-/// Between two looks.
+/// The time between two looks.
 pub(super) const STEP: Duration = Duration::from_secs(2);
-/// Ten minutes.
+/// How many samples are kept: ten minutes of them.
 const KEPT: usize = 300;
 /// What a server does is told as of so many steps together: in one alone its slowest of a hundred
 /// answers may not have come.
@@ -29,16 +29,16 @@ struct Counted {
     misses: u64,
     errors: u64,
     latencies: [u64; LATENCY_BUCKETS],
-    /// By node: commands sent, and how long it took.
+    /// For each node the commands sent to it, and how long it took.
     nodes: Vec<(u64, [u64; LATENCY_BUCKETS])>,
 }
 
-/// What was counted between two looks, a second.
+/// What was counted between two looks, as rates for each second.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Sample {
     requests: f64,
     errors: f64,
-    /// Keys found of those asked for; none were.
+    /// The part of the keys asked for that were found; `None` if none was asked for.
     hit_ratio: Option<f64>,
     p50_us: u64,
     p99_us: u64,
@@ -56,7 +56,7 @@ struct ServerSample {
 struct Samples {
     /// The newest last.
     all: VecDeque<Sample>,
-    /// By node, of late.
+    /// What each node has done in the last few steps.
     servers: Vec<ServerSample>,
 }
 
@@ -64,7 +64,7 @@ struct Samples {
 #[derive(Clone, Default, Debug)]
 pub(super) struct History(Arc<Mutex<Samples>>);
 
-/// Whoever looks.
+/// Looks at the counters, again and again.
 pub(super) struct Recorder {
     stats: Vec<Arc<WorkerStats>>,
     history: History,

@@ -39,10 +39,10 @@ const CONNECTIONS_MAX: usize = 32;
 /// A request's head has to be there within this time, and within these bytes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const HEAD_MAX: usize = 16 << 10;
-/// A connection takes no longer in all, whoever reads its answer how slowly.
+/// A connection lasts no longer than this in all, however slowly its answer is read.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever is asked has answered by then, and whoever asked has read it: an older connection gives
-/// way to a new one, where there are too many.
+/// By then an answer is usually made and read: where there are too many connections, an older one
+/// than this gives way to a new one.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 41\r\n\
     Connection: close\r\n\r\na request has to come within five seconds";
@@ -58,9 +58,9 @@ struct Visitor {
     since: Instant,
     /// Its request has come.
     asked: Arc<AtomicBool>,
-    /// Told to make room.
+    /// Cancelled to make room for another one.
     leave: CancellationToken,
-    /// It has ended, once this is cancelled (by being dropped).
+    /// Cancelled, by being dropped, when the connection has ended.
     ended: CancellationToken,
 }
 
@@ -214,7 +214,7 @@ impl Admin {
         }
     }
 
-    /// Of which pools: one that is named (`?pool=NAME`, then true), or all.
+    /// Which pools are asked for: one by its name (`?pool=NAME`, then true), or all.
     fn asked(&self, query: Option<&str>) -> Result<(Range<usize>, bool), String> {
         let Some(name) = value(query, "pool=") else {
             return Ok((0..self.pools.len(), false));
@@ -227,7 +227,7 @@ impl Admin {
         }
     }
 
-    /// Of several pools the one of which all is to be told (`?whole=NAME`), by its place: the page
+    /// Which of several pools is to be told of in full (`?whole=NAME`), by its index: the page
     /// shows one, and knows no names before the first answer.
     fn whole(&self, query: Option<&str>) -> Option<usize> {
         let name = value(query, "whole=")?;
@@ -238,8 +238,8 @@ impl Admin {
         join_all(self.pools[pools.clone()].iter().map(Shown::view)).await
     }
 
-    /// On a thread of its own: for 16,384 pairs it takes a good part of a second, in which the
-    /// control plane has better to do.
+    /// Makes the answer on a thread of its own: for 16,384 pairs that takes a good part of a
+    /// second, in which the control plane has other things to do.
     async fn render(
         self: &Arc<Self>,
         kind: &'static str,
@@ -260,8 +260,8 @@ impl Admin {
         }
     }
 
-    /// It can serve: some pair of each pool has somebody who leads. One dead server changes nothing
-    /// about that.
+    /// Whether it can serve: some pair of each pool has a server that leads. One dead server
+    /// changes nothing about that.
     async fn ready(&self, pools: Range<usize>) -> Response<Whole> {
         if self.shutdown.is_cancelled() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
@@ -341,7 +341,7 @@ fn whole(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Whole>
     answer
 }
 
-/// A body that is there.
+/// A body that is known as a whole.
 struct Whole(Option<Bytes>);
 
 impl Body for Whole {
@@ -388,7 +388,7 @@ mod tests {
 
     async fn all(visitor: &mut TcpStream) -> String {
         let mut said = Vec::new();
-        // (A reset is an end too.)
+        // A reset is an end too.
         let _ = visitor.read_to_end(&mut said).await;
         String::from_utf8_lossy(&said).into_owned()
     }
@@ -396,7 +396,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_visitor_that_is_closed_is_told_why_or_told_of() {
         let log = Log::listen();
-        // (Other tests of the process count as well.)
+        // Other tests of the process count as well.
         let before = [Closing::AdminLate, Closing::AdminBroken].map(count_of);
         let counted = |late, broken| {
             let now = [Closing::AdminLate, Closing::AdminBroken].map(count_of);

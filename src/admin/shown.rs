@@ -18,10 +18,10 @@ use crate::report::verdict::{Word, small, worst};
 
 use super::history::History;
 
-/// So old may be what is shown.
+/// How old a report may be that is shown again.
 const AGE_MAX: Duration = Duration::from_millis(100);
 
-/// A pool.
+/// A pool, and what was last made of it to be shown.
 pub(super) struct Shown {
     pub(super) pool: Option<PoolName>,
     desk: Desk,
@@ -89,7 +89,7 @@ impl Shown {
     }
 }
 
-/// Of each pool what was seen; nothing of one that does not answer.
+/// A view of each pool; `None` of one that does not answer.
 type Views = Vec<Option<Arc<View>>>;
 
 /// `/metrics`, made once of the same views.
@@ -123,7 +123,7 @@ impl Metrics {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |(one, other): (&Option<Arc<View>>, &Option<Arc<View>>)| match (one, other) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            // (It may answer by now.)
+            // It may answer by now.
             _ => false,
         };
         if last.0.len() != views.len() || !last.0.iter().zip(views).all(same) {
@@ -133,8 +133,8 @@ impl Metrics {
     }
 }
 
-/// `/status.json` of several pools: how it is on the whole, and each of them. `whole`: one of them,
-/// by its place, and of the others only how they are.
+/// `/status.json` of several pools: the state of the whole, then each pool. `whole`: the index of
+/// the one that is told of in full; the others get their word and reason only.
 pub(super) fn status_of_all(pools: &[Shown], views: &[Option<Arc<View>>], whole: Option<usize>) -> Bytes {
     let gists: Vec<Option<&Gist>> = views.iter().map(|view| view.as_ref().and_then(|view| view.gist())).collect();
     let word = small(worst(gists.iter().map(|gist| gist.map(|gist| gist.word))));
@@ -153,7 +153,7 @@ pub(super) fn status_of_all(pools: &[Shown], views: &[Option<Arc<View>>], whole:
             .to_string(),
     };
     let each: Vec<String> = pools.iter().zip(views).enumerate().map(of).collect();
-    // (Each was made already, and may be long.)
+    // Each was made already, and may be long.
     let version = JSON_VERSION;
     Bytes::from(format!(
         "{{\"version\":{version},\"word\":\"{word}\",\"mirrored\":{mirrored},\"pools\":[{}]}}\n",

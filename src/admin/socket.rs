@@ -44,14 +44,14 @@ const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
 );
 
-/// Whom operators ask.
+/// What operators on a connection can ask.
 #[derive(Clone)]
 pub(super) struct Operators {
-    /// At least one, which has no name where the file has no pools.
+    /// The pools: at least one, which has no name where the settings have no pools.
     pools: Arc<[Pool]>,
     /// Has the settings read again.
     reload: Option<Arc<Reload>>,
-    /// Which of several is meant; chosen anew on each connection.
+    /// Which of several pools is meant; chosen anew on each connection.
     chosen: Option<usize>,
 }
 
@@ -107,7 +107,7 @@ async fn serve(stream: UnixStream, mut operators: Operators) -> Closing {
                 return Closing::SocketIdle;
             }
         }
-        // (Without its end it is the last line of somebody who says no more: `printf … | nc -U`.)
+        // Without its end it is the last line of somebody who says no more: `printf … | nc -U`.
         let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
         let said = if too_long { Some(client_error(TOO_LONG)) } else { operators.obey(&line).await };
         let Some(said) = said else { return Closing::SocketQuit };
@@ -157,7 +157,7 @@ impl Operators {
         };
         let Some(pool) = self.chosen.and_then(|at| self.pools.get(at)) else {
             let names = self.names();
-            // (What the commands ask whom they do not know, and what is true of all pools.)
+            // What the commands ask whom they do not know, and what is true of all pools.
             if matches!(&question, Question::Stats(part) if part == "proxy") {
                 let ready = u8::from(self.all_answer().await);
                 return Some(Bytes::from(format!(
@@ -178,7 +178,7 @@ impl Operators {
         Some(said)
     }
 
-    /// Whether the control plane of each pool does, and none is starting.
+    /// Whether the control plane of each pool answers, and none is starting.
     async fn all_answer(&self) -> bool {
         let said = join_all(self.pools.iter().map(|pool| timeout(WORD_MAX, pool.desk.state()))).await;
         said.iter().all(|said| matches!(said, Ok(Some(_))))
@@ -212,7 +212,7 @@ impl Operators {
 }
 
 impl Pool {
-    /// The control plane stands still without a lease.
+    /// Asks the control plane, which stands still without a lease.
     async fn ask(&self, question: Question) -> Bytes {
         let of_proxy = matches!(&question, Question::Stats(part) if part == "proxy");
         match self.losses.shown() {
@@ -231,7 +231,7 @@ fn suspended() -> Bytes {
     Bytes::from(format!("SERVER_ERROR this proxy is suspended: {}; stats proxy says why\r\n", lease::OVER))
 }
 
-/// It changes nothing.
+/// Whether the command changes nothing, and need not be logged.
 fn only_looks(question: &Question) -> bool {
     match question {
         Question::Resync(rest) => rest == "status" || rest == "status all",
@@ -286,7 +286,7 @@ mod tests {
         let mut quits = connected();
         quits.write_all(b"version\r\nquit\r\nversion\r\n").await.unwrap();
         let mut said = Vec::new();
-        // (The last line is not read: the end may be a reset.)
+        // The last line is not read: the end may be a reset.
         let _ = quits.read_to_end(&mut said).await;
         assert!(said.starts_with(b"VERSION ") && said.iter().filter(|&&byte| byte == b'\n').count() == 1);
         assert!(counts().iter().zip(before).all(|(count, before)| *count > before));

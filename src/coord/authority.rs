@@ -57,7 +57,7 @@ pub use words::{Action, Answered, Event, Survey, Why};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Times {
     pub lease: u64,
-    /// Of a lease, one part in so many is waited for beside it, for clocks of different speed.
+    /// A candidate waits for a lease and one part in so many of it, for clocks of different speed.
     spare: u64,
     /// Polls further apart than this prove nothing of the time between them.
     gap: u64,
@@ -109,16 +109,16 @@ impl Burden {
 pub struct Authority {
     me: Me,
     times: Times,
-    /// Swaps that were asked for.
+    /// How many swaps were asked for: the number of the last one's heartbeat.
     asked: u64,
-    /// Every thread has turned since then.
+    /// When the thread that had not turned for longest last did.
     turned: Boot,
     burden: Burden,
     /// The proxy that serves, or served last, has another list of servers: its place is not to be
     /// taken, also when it has left it.
     other_list: bool,
     role: Role,
-    /// What is unanswered.
+    /// The request that is not answered yet.
     request: Option<Request>,
 }
 

@@ -80,7 +80,7 @@ impl Etcd {
         let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
         let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
             self.pass_on();
-            // (What stands before it may have lost it for a while.)
+            // What stands before it may have lost it for a while.
             if answer.status >= 500 {
                 return Err(Unread(format!("etcd on {whose} answers with HTTP status {}", answer.status)));
             }
@@ -210,11 +210,11 @@ fn is_denial(why: &str) -> bool {
 /// What came of a call.
 enum Failed {
     Denied(String),
-    /// Of that member.
+    /// The member of this name has no JSON gateway.
     NoGateway(String),
     /// The present member says so.
     Said(String),
-    /// Nobody has said anything: the present member is the next one already.
+    /// No member has answered: the next one is in use already.
     Unanswered(String),
 }
 
@@ -259,7 +259,7 @@ impl Register for Etcd {
         }
         let put = json!({ "request_put": { "key": self.key, "value": base64(new.to_string().as_bytes()) } });
         let answer = self.call("/v3/kv/txn", &json!({ "compare": compared, "success": [put] }), deadline)?;
-        // (What is false is left out.)
+        // What is false is left out.
         if answer["succeeded"].as_bool() != Some(true) {
             return Ok(Swapped::Refused);
         }

@@ -54,7 +54,7 @@ pub struct FileRegister {
     life_path: PathBuf,
     /// The disk was last asked to write a record, and was not [quick](QUICK).
     is_slow: bool,
-    /// Asks it to.
+    /// How the disk is asked to write; tests replace it.
     sync: fn(&File) -> io::Result<()>,
 }
 
@@ -76,7 +76,7 @@ impl FileRegister {
     pub fn open(path: &Path, me: Holder) -> Result<FileRegister, Unfit> {
         let life_path = beside(path, &me.to_string());
         let unfit = |cause: io::Error| match path.parent() {
-            // (It is not made: with a path that is misspelt a proxy would begin another fleet.)
+            // It is not made: with a path that is misspelt a proxy would begin another fleet.
             Some(directory) if cause.kind() == io::ErrorKind::NotFound && !directory.is_dir() => {
                 Unfit::NoDirectory { path: path.to_owned(), directory: directory.to_owned() }
             }
@@ -88,11 +88,11 @@ impl FileRegister {
             let _ = std::fs::remove_file(&life_path);
             return Err(Unfit::Network { path: path.to_owned(), kind });
         }
-        // (Nobody else knows of it yet.)
+        // Nobody else knows of it yet.
         flock(&life, FlockOperation::NonBlockingLockExclusive).map_err(|error| unfit(error.into()))?;
         life.write_all(Process::own().map_err(unfit)?.to_string().as_bytes()).map_err(unfit)?;
         let register = FileRegister { path: path.to_owned(), life, life_path, is_slow: false, sync: File::sync_data };
-        // (What they left is in nobody's way.)
+        // What they left is in nobody's way.
         let deadline = Instant::now() + PATIENCE;
         let _ = register.lock(deadline).and_then(|_locked| register.sweep(register.seen()?.value.record()));
         Ok(register)
@@ -112,7 +112,7 @@ impl FileRegister {
                 continue;
             }
             let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
-            // (One that begins locks its file before it writes its name.)
+            // One that begins locks its file before it writes its name.
             if names_a_process(&mut file)
                 && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
                 && is_at(&file, &path)
@@ -136,7 +136,7 @@ impl FileRegister {
             }
             Err(error) => return Err(error),
         };
-        // (A file whose length alone was written reads as zeros.)
+        // A file whose length alone was written reads as zeros.
         if text.trim_matches('\0').is_empty() {
             return Ok(Seen { revision: 0, value: Value::Absent });
         }
@@ -147,13 +147,13 @@ impl FileRegister {
         })
     }
 
-    /// Of all that read and replace the file one after the other.
+    /// The lock under which processes read and replace the file, one after the other.
     fn lock(&self, deadline: Instant) -> io::Result<File> {
         let path = beside(&self.path, "lock");
         loop {
             let file = made(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // (Somebody may have removed it, and the next one would lock another file.)
+                // Somebody may have removed it, and the next one would lock another file.
                 Ok(()) if is_at(&file, &path) => return Ok(file),
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
@@ -230,9 +230,9 @@ impl Drop for FileRegister {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Process {
     pid: i32,
-    /// By the clock of its machine's start.
+    /// When it was started, in the kernel's ticks since the machine's start.
     started: String,
-    /// The machine's start, and whose numbers these are.
+    /// Which start of the machine that was, and the name space that its number belongs to.
     boot: String,
     numbers: String,
 }
@@ -293,7 +293,7 @@ fn is_heartbeat(before: &Record, new: &Record) -> bool {
     *new == Record { heartbeat: new.heartbeat, ..before.clone() }
 }
 
-/// Of `PATH.HOLDER`, by the names of both.
+/// The HOLDER of a file called `PATH.HOLDER`; `None` if it is called otherwise.
 fn holder_of<'a>(path: &[u8], name: &'a [u8]) -> Option<&'a str> {
     let end = std::str::from_utf8(name.strip_prefix(path)?.strip_prefix(b".")?).ok()?;
     (end.len() == 16 && end.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(end)

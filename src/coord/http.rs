@@ -119,7 +119,7 @@ fn in_words(error: &io::Error) -> String {
     }
 }
 
-/// Nothing came, and its end did not either: what is sent on it is heard, most likely.
+/// Whether nothing has come on it, and no end either: then what is sent is most likely heard.
 fn is_quiet(stream: &TcpStream) -> bool {
     let quiet = stream.set_nonblocking(true).is_ok()
         && stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);

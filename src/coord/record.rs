@@ -132,7 +132,7 @@ pub struct Record {
     /// Another one with each swap that its holder asks for.
     pub heartbeat: u64,
     pub tenure: Tenure,
-    /// Of the list of servers.
+    /// The fingerprint of the list of servers.
     pub fingerprint: u64,
     pub lost: Lost,
     /// The highest leadership term that was given.

@@ -22,7 +22,7 @@ pub struct Seen {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Value {
-    /// Nobody was ever active, or the register has lost its memory.
+    /// No proxy was ever active, or the register has lost its memory.
     Absent,
     Record(Record),
     /// Something that no proxy of this release has written. It is left alone.
@@ -46,7 +46,7 @@ pub enum Swapped {
     Done(u64),
     /// Something else stood there: it was not made, and never will be.
     Refused,
-    /// Nobody knows. It may have been made, or be made later.
+    /// The answer did not come: it may have been made, or be made later.
     Unknown,
 }
 

@@ -18,13 +18,13 @@ use crate::stats::closings::{Closing, closed};
 const PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST_MAX: usize = 8 << 10;
 
-/// At once.
+/// How many connections may be open at once.
 const CONNECTIONS: usize = 64;
 
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 40\r\n\
     Connection: close\r\n\r\na request has to come within two seconds";
 
-/// What is told.
+/// What visitors are told.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Standby {
     pub(super) ready: bool,

@@ -24,7 +24,7 @@ pub(super) struct Agreement {
     listed: Vec<(PairId, Lost, Epoch)>,
     wanted: Arc<Mutex<Wanted>>,
     shown: Shown,
-    /// To be cancelled where the operator wants another proxy to be active.
+    /// Cancelled when the operator wants another proxy to be active.
     hands_over: CancellationToken,
 }
 
@@ -51,9 +51,10 @@ struct Wanted {
     is_known: bool,
     /// What it was known to carry last.
     carried: Burden,
-    /// Of each pair's last loss.
+    /// The epoch of each pair's last loss.
     epochs: BTreeMap<PairId, Epoch>,
-    /// For what was wanted after so many changes, or something later.
+    /// Who waits until the record carries what was wanted after so many changes, or something
+    /// later.
     waiting: Vec<(u64, oneshot::Sender<()>)>,
 }
 
@@ -78,7 +79,7 @@ impl Agreement {
         Agreement { keeper, turn, listed, wanted, shown, hands_over }
     }
 
-    /// To be told what the record is known to carry.
+    /// Returns what is to be called with what the record is known to carry.
     pub(super) fn hears(&self) -> impl Fn(&Burden) + Send + Sync + use<> {
         let (wanted, keeper) = (self.wanted.clone(), self.keeper.clone());
         move |burden| held(&wanted).known(burden, &keeper)
@@ -90,7 +91,7 @@ fn held(wanted: &Mutex<Wanted>) -> MutexGuard<'_, Wanted> {
 }
 
 impl Wanted {
-    /// The record carries that.
+    /// The record is known to carry this burden.
     fn known(&mut self, burden: &Burden, keeper: &Keeper) {
         if *burden != self.told.1 {
             return;
@@ -98,7 +99,7 @@ impl Wanted {
         self.is_known = true;
         self.carried = burden.clone();
         let known = self.told.0;
-        // (Dropped, they complete.)
+        // Dropped, they complete.
         self.waiting.retain(|(change, _)| *change > known);
         self.tell(keeper);
     }
@@ -118,7 +119,7 @@ impl Wanted {
     }
 }
 
-/// What is on the list, of a pair.
+/// Which copies of a pair are on the list.
 fn listed(lost: Lost) -> &'static [Place] {
     match lost {
         Lost::Nothing => &[],
@@ -156,7 +157,7 @@ impl Losses for Agreement {
         wanted.waiting.push((change, told));
         drop(wanted);
         async move {
-            // (Completes when the sender is dropped, see `known`.)
+            // Completes when the sender is dropped, see `known`.
             let _ = hears.await;
         }
         .boxed()

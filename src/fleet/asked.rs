@@ -33,14 +33,14 @@ pub(crate) enum Answer {
     Holder { dead: bool, ended: Option<String> },
 }
 
-/// Whom it asks.
+/// Whom the keeper asks.
 pub(super) struct Asked {
     pub(super) register: Box<dyn Register>,
     pub(super) surveyor: Surveyor,
 }
 
 impl Asked {
-    /// Blocks, for so long at most.
+    /// Asks, and blocks for `patience` at most.
     pub(super) fn answer(&mut self, ask: Ask, patience: Duration) -> Answer {
         let deadline = Instant::now() + patience;
         match ask {

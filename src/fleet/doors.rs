@@ -26,7 +26,7 @@ pub(super) struct Doors {
 }
 
 impl Doors {
-    /// Handles of its own.
+    /// Makes handles of its own of these listening sockets.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl Doors {
     }
 }
 
-/// With a `reload` those who come are operators.
+/// Takes clients on a unix socket; with a `reload`, operators.
 fn take_local(
     listener: &UnixListener,
     (shared, reload): (&Arc<Shared>, Option<&Arc<Reload>>),
@@ -128,7 +128,7 @@ pub(super) async fn while_suspended(doors: Doors, (mut known, shared): (watch::R
     }
 }
 
-/// The next that comes; nobody, once that is over.
+/// Waits for the next connection; `None` once `over` is cancelled.
 pub(super) async fn accept<S>(
     what: &str,
     over: &CancellationToken,
@@ -158,7 +158,7 @@ mod tests {
     use crate::fleet::relay::Target;
     use crate::fleet::testing::{Active, LONG, shared};
 
-    /// To them the system has said that it is there, and what they have sent is answered.
+    /// The system has told them that they are connected, so what they have sent is answered.
     #[tokio::test]
     async fn whoever_waits_to_be_let_in_when_a_standby_ends_is_served_and_nobody_else_comes() {
         let folder = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ use super::peers::{self, Purpose, Serving, Unreached};
 use super::relay::{Shared, Target};
 use super::standbys::Fitness;
 
-/// So often in a lease the other end of a control connection is asked whether it is there.
+/// How often in a lease the other end of a control connection is asked whether it is there.
 const PINGS: u32 = 6;
 
 /// Between two looks for a new active proxy.
@@ -42,7 +42,7 @@ pub(super) struct Follower {
     refused: Option<String>,
 }
 
-/// Nothing new goes to this one.
+/// The proxy that is about to end: no new requests go to it.
 #[derive(Clone, Copy)]
 struct Leaving {
     generation: Generation,
@@ -85,7 +85,7 @@ impl Follower {
         while self.turn().await.is_some() {}
     }
 
-    /// Tells what is known, and waits for something else. Nothing: the process ends.
+    /// Publishes what is known, and waits for a change. `None`: the process ends.
     async fn turn(&mut self) -> Option<()> {
         let known = self.known.borrow_and_update().clone();
         let own = self.served.borrow_and_update().clone();
@@ -151,7 +151,7 @@ impl Follower {
         }
     }
 
-    /// Until it answers, or something else is known. Nothing: the process ends.
+    /// Dials until it answers, or something changes. `None`: the process ends.
     async fn dial(&mut self, generation: Generation, address: &str) -> Option<()> {
         let dialled = tokio::select! {
             biased;
@@ -181,7 +181,7 @@ impl Follower {
         Some(())
     }
 
-    /// Until something is known, or heard. Nothing: the process ends.
+    /// Waits until something changes, or is heard. `None`: the process ends.
     async fn listen(&mut self, waits: bool, own_leaves: Option<CancellationToken>) -> Option<()> {
         let own_leaves = async {
             match &own_leaves {
@@ -227,14 +227,14 @@ impl Follower {
         }
     }
 
-    /// Of a line, or an answer of one byte between two.
+    /// Takes a byte from the control connection: of a line, or a one-byte answer between lines.
     fn hear_byte(&mut self, byte: u8) {
         let Some(Control { line, .. }) = &mut self.control else { return };
         match byte {
             peers::PONG if line.is_empty() => self.heard = Instant::now(),
             b'\n' => {
                 let said = std::mem::take(line);
-                // (Whatever else a later release says, it does not say that it leaves.)
+                // Whatever else a later release says, it does not say that it leaves.
                 if said.strip_suffix(b"\r").unwrap_or(&said) == peers::LEAVING {
                     self.leaves(true);
                 }
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(said.active, one.target().active, "it may be the active one all the same");
         let _anew = one.welcome("control").await;
         shown(&mut target, |target| !target.silent).await;
-        // (With the questions that nobody answered.)
+        // With the questions that nobody answered.
         let left = async { while silent.read_u8().await.is_ok() {} };
         timeout(LONG, left).await.expect("the first one is given up");
     }
@@ -324,7 +324,7 @@ mod tests {
         let mut control = one.welcome("control").await;
         control.write_all(b"leaving\r\n").await.unwrap();
         assert_eq!(shown(&mut target, |target| target.leaving).await.active, one.target().active);
-        // (No client has a link to it.)
+        // No client has a link to it.
         ends(&mut control).await;
         let looks = hurried.load(Ordering::Relaxed);
         let hurries = async {
@@ -384,7 +384,7 @@ mod tests {
         let one = Active::new(1).await;
         let (_known, mut target, _) = follow(&one, LONG);
         drop(one.welcome("control").await);
-        // (Until it answers, nothing new is sent to it.)
+        // Until it answers, nothing new is sent to it.
         shown(&mut target, |target| target.leaving).await;
         let _anew = one.welcome("control").await;
         let again = shown(&mut target, |target| !target.leaving).await;

@@ -35,7 +35,7 @@ const HURRY_OF_OTHERS: Duration = Duration::from_millis(50);
 /// Said no more often than that while it lasts.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
-/// Who is to hear what the record is known to carry.
+/// Called with what the record is known to carry; set once this proxy is active.
 type Commits = Arc<OnceLock<Box<dyn Fn(&Burden) + Send + Sync>>>;
 
 /// What this proxy is.
@@ -61,11 +61,11 @@ impl Role {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Known {
     pub(super) role: Role,
-    /// Of the record that was read last.
+    /// The generation in the record that was read last.
     pub(super) generation: Generation,
-    /// The proxy that serves by it.
+    /// The address of the proxy that serves, by that record.
     pub(super) active: Option<String>,
-    /// What it calls a lease.
+    /// How long that proxy's lease lasts.
     pub(super) lease: Duration,
     /// Its list of servers is another one than this proxy's.
     pub(super) other_list: bool,
@@ -87,7 +87,7 @@ pub(super) enum Told {
     Quit,
 }
 
-/// To be done by others.
+/// What the keeper has the rest of the process do.
 pub(super) enum Order {
     Begin {
         generation: Generation,
@@ -108,7 +108,7 @@ type Tells = Arc<dyn Fn(Told) + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Keeper {
     tells: Tells,
-    /// It is told of that already.
+    /// The keeper was told to hurry, and has not heard it yet.
     hurried: Arc<AtomicBool>,
     committed: Commits,
     pub(super) known: watch::Receiver<Known>,
@@ -142,7 +142,7 @@ impl Keeper {
 
     /// From now on this hears what the record is known to carry.
     pub(super) fn hear_commits(&self, hears: impl Fn(&Burden) + Send + Sync + 'static) {
-        // (A proxy becomes active once.)
+        // A proxy becomes active once.
         let _ = self.committed.set(Box::new(hears));
     }
 
@@ -159,7 +159,7 @@ fn tells() -> (Tells, Receiver<Told>) {
     (Arc::new(move |tell| drop(told.send(tell))), hears)
 }
 
-/// What it works with.
+/// What the keeper works with.
 pub(super) struct Tools {
     /// The fleet's name, as it stands on servers.
     pub(super) name: String,
@@ -209,7 +209,7 @@ fn run(mut work: Work, mut asked: Asked, hears: &Receiver<Told>) {
     }
 }
 
-/// A heartbeat that was seen.
+/// A heartbeat that was seen in the record, and since when.
 struct Sight {
     holder: Holder,
     heartbeat: u64,
@@ -251,19 +251,19 @@ pub(super) struct Work {
     pub(super) pause: Duration,
     /// When it looks at the register next, unasked.
     pub(super) tick: Instant,
-    /// When it last did for others that asked for it.
+    /// When it last looked because others asked for it.
     looked: Instant,
     tools: Tools,
     orders: Sender<Order>,
     hurried: Arc<AtomicBool>,
     committed: Commits,
     shows: watch::Sender<Known>,
-    /// What has happened that nothing was done about yet.
+    /// Events that the authority has not been given yet.
     events: VecDeque<Event>,
-    /// What was read last, while its holder is asked for.
+    /// What was read last, while it is asked whether its holder lives.
     seen: Option<Seen>,
     sight: Option<Sight>,
-    /// The record that was claimed.
+    /// The record whose place this proxy's claim takes.
     before: Option<Record>,
     told_trouble: Option<(String, Instant)>,
     /// The last swap has failed: an etcd that is full answers reads all the same.
@@ -303,13 +303,14 @@ impl Work {
         }
     }
 
-    /// Whatever it was told meanwhile. Returns what is to be asked, and [heard](Work::heard).
+    /// Ticks if it is time, whatever else there is to do. Returns what is to be asked; the answer
+    /// goes to [`Work::heard`].
     pub(super) fn tick_if_due(&mut self) -> Option<Ask> {
         let now = Instant::now();
         if now < self.tick {
             return None;
         }
-        // (Two looks that follow each other closely extend nothing.)
+        // Two looks that follow each other closely extend nothing.
         (self.tick, self.looked) = (now + self.pause, now);
         self.handle(Event::Tick { turned: lease::turned() })
     }
@@ -371,12 +372,12 @@ impl Work {
         self.go_on()
     }
 
-    /// Until something is to be asked, or all is done.
+    /// Works off the events, until something is to be asked or none is left.
     fn go_on(&mut self) -> Option<Ask> {
         while let Some(event) = self.events.pop_front() {
             let mut ask = None;
             for action in self.authority.handle(Boot::now(), event) {
-                // (It asks for one thing at a time.)
+                // It asks for one thing at a time.
                 ask = self.act(action).or(ask);
             }
             if ask.is_some() {
@@ -386,7 +387,7 @@ impl Work {
         None
     }
 
-    /// Does it, or says what is to be asked for it.
+    /// Carries an action out, or returns what is to be asked for that.
     fn act(&mut self, action: Action) -> Option<Ask> {
         match action {
             Action::Read => return Some(Ask::Read),
@@ -441,7 +442,7 @@ impl Work {
             ))
         });
         let trouble = read.as_ref().err().or(unreadable.as_ref());
-        // (Whoever is active would say by turns that all is well and that it is not.)
+        // Whoever is active would say by turns that all is well and that it is not.
         if trouble.is_some() || !self.refused || self.shows.borrow().role == Role::Standby {
             self.tell_trouble(trouble);
         }
@@ -507,7 +508,7 @@ impl Work {
             return None;
         }
         self.show(record, silent);
-        // (Whom this one never takes the place of it does not end either.)
+        // Whom this one never takes the place of it does not end either.
         if record.tenure != Tenure::Serving || !self.me.candidate || record.fingerprint != self.me.fingerprint {
             return None;
         }
@@ -515,7 +516,7 @@ impl Work {
         Some(Ask::Holder { holder: record.holder, silent })
     }
 
-    /// To whoever looks, and in the log, what a standby has read.
+    /// Publishes and logs what a standby has read.
     fn show(&self, record: &Record, silent: bool) {
         let serving = record.tenure == Tenure::Serving;
         let next = Known {

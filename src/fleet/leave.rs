@@ -109,7 +109,7 @@ fn latest(said: &[Said]) -> Option<FleetMark> {
 enum Found {
     /// Nothing, or something else.
     Nothing,
-    /// Nobody knows.
+    /// It cannot be told what is there, and why.
     Unknown(String),
     /// Something takes connections, and says nothing.
     Silent,
@@ -142,7 +142,7 @@ fn ask(mark: &FleetMark) -> Found {
     }
 }
 
-/// At all addresses of a name: it may be at any of them.
+/// Asks all addresses that the name leads to: the proxy may be at any of them.
 fn ask_at(addresses: &[SocketAddr], mark: &FleetMark) -> Found {
     let rank = |found: &Found| match found {
         Found::Nothing => 0,
@@ -167,7 +167,7 @@ fn ask_one(address: SocketAddr, mark: &FleetMark) -> Found {
     };
     let mut answered = || -> io::Result<Found> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        // (Of no purpose that there is: it is answered, and no connection comes of it.)
+        // Of no purpose that there is: it is answered, and no connection comes of it.
         stream.write_all(format!("proxy 1 {} look {}\r\n", mark.generation, mark.name).as_bytes())?;
         let mut answer = Vec::new();
         let mut block = [0; 64];
@@ -181,7 +181,7 @@ fn ask_one(address: SocketAddr, mark: &FleetMark) -> Found {
             }
         }
     };
-    // (It took the connection: an error of that says nothing of who did.)
+    // It took the connection: an error of that says nothing of who did.
     answered().unwrap_or(Found::Silent)
 }
 
@@ -278,7 +278,7 @@ mod tests {
         });
         let addresses = addresses.map(|address| address.parse().unwrap());
         let found = ask_at(&addresses, &mark);
-        // (Where nobody has asked, this ends its wait.)
+        // Where nobody has asked, this ends its wait.
         drop(TcpStream::connect(addresses[1]));
         there.join().unwrap();
         assert!(judge(&mark, found).is_err_and(|why| why.contains("lives")), "the second one answers");

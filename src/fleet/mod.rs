@@ -133,7 +133,7 @@ pub fn run(
     let ended = fleet.stand_by((listeners, doors), reload);
     fleet.shared.over.cancel();
     ended?;
-    // (Roles go one way in a process: it is to be started again, as a standby.)
+    // Roles go one way in a process: it is to be started again, as a standby.
     let again = fleet.hands_over.is_cancelled() && !shutdown.is_cancelled();
     Ok(if again { EXIT_FENCED } else { 0 })
 }
@@ -170,7 +170,7 @@ impl Fleet {
             shutdown.cancelled().await;
             let _ = send_order.send(Order::Stop);
         });
-        // (It ends with the process: the last clients are answered after `over`.)
+        // It ends with the process: the last clients are answered after `over`.
         std::thread::Builder::new()
             .name("fleet".to_owned())
             .spawn(move || driver.block_on(std::future::pending::<()>()))?;
@@ -214,11 +214,11 @@ impl Fleet {
                 stand_by_no_more(&self.keeper, &self.orders, self.own.lease);
                 self.shared.over.cancel();
                 let grace = self.settings.shutdown_grace;
-                // (Whoever is left then is cut off.)
+                // Whoever is left then is cut off.
                 let _ = self.runtime.block_on(async { timeout(grace, none_left(&self.shared.clients)).await });
                 Ok(())
             }
-            // (The keeper ends with the process.)
+            // The keeper ends with the process.
             Ok(Order::Over) | Err(_) => Ok(()),
         }
     }
@@ -311,7 +311,7 @@ fn keep(
     let me = Me { holder, address, fingerprint: topology.fingerprint(), candidate: own.candidate };
     let fence = Box::new(move || {
         at_end();
-        // (The log has a thread of its own. Nothing is sent or told meanwhile.)
+        // The log has a thread of its own. Nothing is sent or told meanwhile.
         std::thread::sleep(LAST_WORDS);
         std::process::exit(i32::from(EXIT_FENCED));
     });
@@ -385,7 +385,7 @@ async fn hand_over(
         none_left(&serving.others).await;
         none_left(&shared.links).await;
     };
-    // (Else they hear of it as where a proxy ends unasked.)
+    // Else they hear of it as where a proxy ends unasked.
     let _ = timeout(LEAVING, answered).await;
     stop.cancel();
 }

@@ -76,7 +76,7 @@ pub(super) type Connects =
 #[derive(Clone)]
 pub(super) struct Serving {
     pub(super) generation: Generation,
-    /// To the workers.
+    /// Gives a connection to the workers.
     pub(super) hands_on: HandsOn,
     /// It is about to hand over.
     pub(super) leaving: CancellationToken,
@@ -185,7 +185,7 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// One of them: until it is handed on, or ends.
+    /// Serves a connection until it is given to a worker, or ends.
     pub(super) async fn take(self, stream: Stream) {
         let Guest { stream, serving, purpose, version, peer } = match welcome(stream, &self.name, &self.serves).await {
             Ok(Ok(guest)) => guest,
@@ -228,7 +228,7 @@ struct Guest {
     peer: Option<Peer>,
 }
 
-/// Whoever is not welcome has been told why.
+/// Reads the first line and answers it. `Err(Closing)`: it was refused, and told why.
 async fn welcome(
     mut stream: Stream,
     name: &str,
@@ -268,7 +268,7 @@ fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Re
         let latest = latest();
         return Err(format!("this proxy speaks versions {OLDEST} to {latest} of this line, and not {version}"));
     };
-    // (An earlier release knows nothing of a later one's: both go by the earlier.)
+    // An earlier release knows nothing of a later one's: both go by the earlier.
     let version = asked.min(latest());
     if *theirs != name {
         return Err(format!("this proxy is of the fleet {name}"));
@@ -290,7 +290,7 @@ fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Re
     }
 }
 
-/// Byte by byte: what follows is others' to read. It comes once for each connection.
+/// Reads byte by byte, for what follows is read by others; once for each connection.
 async fn first_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut line = Vec::new();
     while line.len() < LINE_MAX {
@@ -305,7 +305,7 @@ async fn first_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String>
     Err(io::ErrorKind::InvalidData.into())
 }
 
-/// To these workers, by turns.
+/// Gives connections to these workers, in turn.
 pub(super) fn to_workers(workers: Vec<UnboundedSender<std::net::TcpStream>>) -> HandsOn {
     let next = AtomicUsize::new(0);
     Arc::new(move |stream| {
@@ -313,13 +313,13 @@ pub(super) fn to_workers(workers: Vec<UnboundedSender<std::net::TcpStream>>) -> 
         let Ok(stream) = stream.into_std() else { return };
         let at = next.fetch_add(1, Ordering::Relaxed) % workers.len().max(1);
         if let Some(worker) = workers.get(at) {
-            // (An error: it has ended, and the connection with it.)
+            // An error: it has ended, and the connection with it.
             let _ = worker.send(stream);
         }
     })
 }
 
-/// By TCP.
+/// Connects over TCP.
 pub(super) fn over_tcp() -> Connects {
     Arc::new(|address, purpose, lease| {
         Box::pin(async move {
@@ -363,10 +363,10 @@ async fn keep(mut stream: Stream, serving: Serving, (peer, version): (Option<Pee
 /// Why the active proxy is not reached.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreached {
-    /// Nobody answers, or breaks off.
+    /// Nothing answers there, or the connection broke.
     #[error("{0}")]
     Broken(#[from] io::Error),
-    /// It answers, and does not want this one.
+    /// It answers, and refuses this proxy, in these words.
     #[error("it refuses this proxy: {0}")]
     Refused(String),
 }

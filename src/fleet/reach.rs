@@ -76,7 +76,7 @@ impl Reach {
             if !tenure.is_over(role == Role::Active, is_cut_off, self.shared.shown.standbys.one_reaches_all()) {
                 continue;
             }
-            // (Nobody could take over before the lease is over.)
+            // Nobody could take over before the lease is over.
             if self.known.borrow().trouble.is_some() || self.hands_over.is_cancelled() {
                 continue;
             }

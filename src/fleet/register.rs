@@ -7,12 +7,12 @@ use std::time::Instant;
 use crate::config::{FleetSettings, RegisterSettings};
 use crate::coord::{Access, Etcd, FIRST_WORD, FileRegister, Holder, Register};
 
-/// Of a fleet's name: it stands in one line between proxies, see `peers`.
+/// The longest name of a fleet: it stands in one line between proxies, see `peers`.
 const NAME_MAX: usize = 200;
 
 pub(super) struct Opened {
     pub(super) register: Box<dyn Register>,
-    /// The fleet's.
+    /// The fleet's name.
     pub(super) name: Arc<str>,
     /// Where the record stands, for people.
     pub(super) place: String,
@@ -53,7 +53,7 @@ pub(super) fn open(own: &FleetSettings, holder: Holder) -> std::io::Result<Opene
     }
 }
 
-/// How a name ends of those that are by a file of this host.
+/// How the names of fleets end that agree in a file of this host.
 fn of_this_host() -> String {
     format!("@{}", super::host()).replace(char::is_whitespace, "_")
 }

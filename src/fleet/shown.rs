@@ -34,7 +34,7 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    /// For `stats proxy`.
+    /// The answer to `stats proxy`.
     pub(super) fn lines(&self, known: &Known, own: &str) -> Bytes {
         let reached = self.reached.load(Ordering::Relaxed);
         let is_starting = known.role == Role::Active && !self.serves.load(Ordering::Relaxed);

@@ -35,7 +35,7 @@ pub(crate) trait Reaches {
     fn has_acted(&self);
 }
 
-/// What it says of itself.
+/// What a proxy says of itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Own {
     pub(crate) name: String,
@@ -43,7 +43,7 @@ pub(crate) struct Own {
     pub(crate) grace: Duration,
 }
 
-/// What becomes of it.
+/// What becomes of a proxy.
 pub(crate) enum Becomes {
     /// It is active, and agrees on losses so.
     Active(Generation, Arc<dyn Losses>),
@@ -66,7 +66,7 @@ pub(crate) struct Kept {
 pub(crate) struct Ends(Keeper);
 
 impl Ends {
-    /// As a standby.
+    /// It is a standby, and stops.
     pub(crate) fn leave(&self) {
         self.0.tell(Event::Leave);
     }
@@ -92,7 +92,7 @@ impl Kept {
         Ends(self.keeper.clone())
     }
 
-    /// As the thread does.
+    /// Works as the keeper's thread does.
     pub(crate) async fn run(mut self, reaches: impl Reaches, becomes: UnboundedSender<Becomes>) {
         loop {
             let ask = self.work.tick_if_due();
@@ -100,7 +100,7 @@ impl Kept {
             tokio::select! {
                 biased;
                 told = self.told.recv() => {
-                    // (It has a handle itself.)
+                    // It has a handle itself.
                     let Some(told) = told else { return };
                     let ask = self.work.told(told);
                     self.ask(ask, &reaches, &becomes).await;

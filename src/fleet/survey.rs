@@ -97,7 +97,7 @@ impl Surveyor {
         let (said, hears) = channel();
         for server in &self.servers {
             let (server, said) = (server.clone(), said.clone());
-            // (Where no thread can be had, that server has not answered.)
+            // Where no thread can be had, that server has not answered.
             let _ = std::thread::Builder::new().name("survey".to_owned()).spawn(move || {
                 let _ = said.send(ask(&server, deadline).map_err(|error| format!("server {}: {error}", server.name)));
             });
@@ -209,7 +209,7 @@ fn converse_with<T>(
     }
 }
 
-/// For both markers.
+/// The question, which asks for both markers.
 pub(super) fn question() -> String {
     format!("get {SESSION_KEY} {FLEET_KEY}\r\n")
 }

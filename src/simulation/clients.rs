@@ -84,7 +84,7 @@ struct Request {
     /// With their keys; `None` = on all keys.
     ops: Vec<(usize, Option<String>)>,
     answer: Expect,
-    /// Of each operation, how its answer in the meta protocol is understood.
+    /// For each operation how its answer in the meta protocol is understood.
     spoken: Vec<Spoken>,
     /// Set when it is acknowledged that an item was stored that expires.
     stored: Rc<Cell<Option<Instant>>>,

@@ -66,7 +66,7 @@ struct Inner {
 struct Machine {
     clock: Clock,
     lease: Duration,
-    /// Nothing is started on it.
+    /// It is switched off: no process is started on it.
     down: bool,
     present: Option<Present>,
 }
@@ -76,18 +76,18 @@ struct Machine {
 struct Present {
     id: u32,
     process: Arc<Process>,
-    /// It has ended, by itself or not.
+    /// Cancelled when it has ended, by itself or not.
     ended: CancellationToken,
-    /// SIGTERM.
+    /// Cancelled for SIGTERM.
     stops: CancellationToken,
-    /// Under which it is active; 0: it is not.
+    /// The generation under which it is active; 0: it is not.
     generation: Rc<Cell<u64>>,
     /// When it went on after its clock had stood still.
     thawed: Rc<Cell<Option<Instant>>>,
 }
 
 impl Present {
-    /// Whether it may.
+    /// Whether it may act.
     fn acts(&self) -> bool {
         !self.process.has_ended() && self.process.has_lease()
     }
@@ -143,7 +143,7 @@ impl Fleet {
         self.0.wires.as_ref()
     }
 
-    /// Nothing gets from a machine to another one, or back; or it does again.
+    /// Cuts the ways from a machine to all others, or back, or opens them again.
     pub(super) fn part(&self, machine: usize, there: bool, back: bool, closed: bool) {
         let Some(wires) = self.wires() else { return };
         for other in self.machines() {
@@ -180,7 +180,7 @@ impl Fleet {
         }
     }
 
-    /// Nothing is started on it from now on, or is again.
+    /// Switches a machine off, or on again: no process is started on one that is off.
     pub(super) fn down(&self, machine: usize, down: bool) {
         self.0.machines.borrow_mut()[machine].down = down;
     }
@@ -369,7 +369,7 @@ impl Inner {
         let next = AtomicUsize::new(0);
         passing.serve(generation, move |stream| {
             let at = next.fetch_add(1, Ordering::Relaxed) % workers.len().max(1);
-            // (An error: it has ended, and the connection with it.)
+            // An error: it has ended, and the connection with it.
             if let Some(worker) = workers.get(at) {
                 let _ = worker.send(stream);
             }
@@ -389,7 +389,7 @@ impl Inner {
         if let Some((id, generation)) = acting.iter().find(|(_, generation)| (1..marked).contains(generation)) {
             self.history.violation(format!("proxy {id} acts in generation {generation} after {marked} has acted"));
         }
-        // (By its clock it has a lease. Nobody asks it anything.)
+        // By its clock it has a lease. Nobody asks it anything.
         let late = |present: &&&Present| present.thawed.get().is_some_and(|at| at.elapsed() > FENCED);
         let later = |present: &&&Present| (1..marked).contains(&present.generation.get());
         for present in thawed.iter().filter(later).filter(late).filter(|present| !present.process.is_stopped()) {
@@ -422,7 +422,7 @@ impl Life {
                 biased;
                 next = becomes.recv() => match next {
                     Some(Becomes::Active(generation, losses)) => self.begin(generation, losses, stops.is_cancelled()),
-                    // (The keeper panicked: that is told of at the end.)
+                    // The keeper panicked: that is told of at the end.
                     Some(Becomes::Over) | None => return,
                 },
                 () = stops.cancelled(), if until.is_none() => {

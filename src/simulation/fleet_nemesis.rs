@@ -214,7 +214,7 @@ async fn register(world: &mut World, active: usize) {
     }
 }
 
-/// As elsewhere, or one after the other hands over.
+/// A fault as in the other profiles, or one proxy after the other hands over.
 async fn doors(world: &mut World, active: usize) {
     match world.rng.random_range(0..3) {
         0 => {

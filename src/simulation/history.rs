@@ -19,7 +19,7 @@ pub(super) fn is_meta(key: &str) -> bool {
     key.starts_with(['m', 'a'])
 }
 
-/// Of one world.
+/// The history of one world.
 #[derive(Clone)]
 pub(super) struct History(Rc<RefCell<Inner>>);
 
@@ -107,7 +107,7 @@ impl History {
         }
     }
 
-    /// Nothing that was done so far counts.
+    /// Forgets all that was done so far.
     pub(super) fn forget(&self) {
         self.0.borrow_mut().ops.clear();
     }

@@ -205,7 +205,7 @@ fn classic_step(item: Option<&Item>, call: &Call, outcome: &Outcome) -> Step {
         (Call::Look, Some(item)) if item.stale && item.taken == Taken::No => {
             return Becomes(Item { taken: Taken::ByProxy, ..item.clone() });
         }
-        // (It may be a client's right by now: then two are asked.)
+        // It may be a client's right by now: then two are asked.
         (Call::GiveBack, Some(item)) if item.stale => {
             return Becomes(Item { taken: Taken::No, token: 0, ..item.clone() });
         }
@@ -296,7 +296,7 @@ fn meta_step(item: Option<&Item>, meta: &Meta, outcome: &Outcome) -> Step {
         },
         (Meta::SetWithCas, _) => (Same, Outcome::Denied),
     };
-    // (The number need not be told.)
+    // The number need not be told.
     let untold = matches!((&said, outcome), (Outcome::Number(_), Outcome::Done));
     if said == *outcome || untold || outcome.is_open() { next } else { Misfit }
 }

@@ -128,7 +128,7 @@ impl Span {
 
 struct Search<'a> {
     ops: &'a [Op],
-    /// Of each operation, what a step looks at.
+    /// For each operation what a step looks at.
     spans: Vec<Span>,
     words: HashMap<Item, u32, Quick>,
     /// What the numbers of states stand for, but the first.

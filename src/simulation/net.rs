@@ -44,7 +44,7 @@ const AT_ONCE: u64 = 10_000;
 pub(super) struct Lag {
     /// One of so many steps is delayed.
     pub(super) one_in: u32,
-    /// By so many milliseconds at most.
+    /// How many milliseconds such a step is delayed at most.
     pub(super) most_ms: u64,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Host {
     pub(super) hung: bool,
     /// Nothing gets through in either direction.
     pub(super) cut_off: bool,
-    /// By its addresses before this one nothing gets through in either direction.
+    /// The first address that is open: by earlier ones nothing gets through in either direction.
     open_from: u8,
     pub(super) lag: Lag,
     pub(super) waking_ms: u64,
@@ -97,7 +97,7 @@ enum Broken {
 
 struct Conn {
     host: usize,
-    /// By which of the host's addresses it was dialled.
+    /// Which of the host's addresses was dialled.
     way: u8,
     life: u32,
     proxy: u32,
@@ -151,13 +151,13 @@ pub(super) struct Inner {
     dead_proxies: BTreeSet<u32>,
     /// Between which machine and which host.
     closed: BTreeSet<(usize, usize, Way)>,
-    /// So long a machine's kernel waits for a host's, where proxies have one each.
+    /// How long a machine's kernel waits for a host's, where each proxy has a machine of its own.
     undelivered: Option<Duration>,
     /// The highest generation that a host was marked with.
     marked: u64,
     /// Commands that hosts have executed for those that wait for their answers.
     executed: u64,
-    /// How many of them at this moment.
+    /// How many of them were executed at this moment of virtual time.
     at_once: (Instant, u64),
 }
 
@@ -259,8 +259,8 @@ impl Net {
         self.changed.notify_waiters();
     }
 
-    /// By the addresses that the node's host has so far nothing gets through any more; what was
-    /// sent waits in the sockets.
+    /// Closes the addresses that the node's host has so far, in both directions; what was sent
+    /// waits in the sockets.
     pub(super) fn block_ways(&self, node: usize) {
         note(|| format!("FAULT  node {node}: is out of reach by its present address"));
         let inner = &mut *self.lock();
@@ -414,7 +414,7 @@ impl Inner {
         !self.conns[id].backlog.is_empty() && !self.is_closed(id, Way::Back)
     }
 
-    /// Nothing is executed of it for now.
+    /// Whether the node executes nothing of the connection for now.
     fn is_stopped(&self, id: usize) -> bool {
         let conn = &self.conns[id];
         let stands = self.hosts[conn.host].hung || self.is_cut_off(conn.host, conn.way);

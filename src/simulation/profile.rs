@@ -43,7 +43,7 @@ pub(super) enum Profile {
     Meta,
     /// As [`Profile::Anything`], [`Profile::Restarts`] or [`Profile::BothDown`] with them.
     MetaAnything,
-    /// Of several proxies one after the other dies or hands over, perhaps with a node.
+    /// Several proxies: one after the other dies or hands over, perhaps with a node.
     FleetKills,
     /// Proxies stand still, for shorter and longer than a lease, also between a look at the lease
     /// and a send.

@@ -18,7 +18,7 @@ use crate::rules::{Rule, holds};
 
 use super::trace::note;
 
-/// Nobody was ever active.
+/// What the register holds before any proxy was active.
 const EMPTY: Seen = Seen { revision: 0, value: Value::Absent };
 
 /// How badly it answers.
@@ -37,7 +37,7 @@ pub(super) struct Faults {
 pub(super) struct Course {
     /// Swaps are made so much later, until one makes another proxy the holder.
     pub(super) swaps_ms: Range<u64>,
-    /// So long the new holder does not reach it then, and none of its swaps does after that.
+    /// How long the new holder does not reach it then; and none of its swaps does after that.
     pub(super) deafens_ms: Range<u64>,
     /// Answers come so much later.
     pub(super) answers_ms: Range<u64>,

@@ -15,7 +15,8 @@ use super::world::{Report, run};
 /// whose histories take longest to judge, or are ten times as long as others'.
 const SEEDS: u64 = 300;
 const LONG_SEEDS: u64 = 100;
-/// Of those with several proxies, which take longer, and where a machine stands still for seconds.
+/// Seeds of the profiles with several proxies, which take longer; and of the one where a machine
+/// stands still for seconds.
 const FLEET_SEEDS: u64 = 75;
 const FROZEN_SEEDS: u64 = 20;
 /// Lines of the trace that are shown of a failed seed.

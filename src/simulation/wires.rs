@@ -28,7 +28,7 @@ pub(super) struct Wires {
 }
 
 struct Inner {
-    /// Of the process on each machine.
+    /// Where the process on each machine takes connections.
     listeners: BTreeMap<usize, UnboundedSender<DuplexStream>>,
     /// From which machine to which one nothing gets through.
     closed: BTreeSet<(usize, usize)>,
@@ -63,7 +63,7 @@ impl Wires {
         come
     }
 
-    /// Nothing gets from one machine to another one, or it does again.
+    /// Cuts the way from one machine to another, or opens it again.
     pub(super) fn close(&self, from: usize, to: usize, closed: bool) {
         let way = (from, to);
         let set = &mut self.lock().closed;

@@ -238,7 +238,7 @@ impl World {
         }
     }
 
-    /// Nothing more is known of them.
+    /// The orphans may be lost by now, or not: they are not checked.
     pub(super) fn forget_orphans(&mut self) {
         self.orphans.clear();
     }
@@ -414,7 +414,7 @@ impl World {
         note(|| format!("FAULT  proxy {} is killed", proxy.id));
         self.doors.borrow_mut().clear();
         self.net.kill_proxy(proxy.id);
-        // (Whoever has panicked is found by what clients are not told.)
+        // Whoever has panicked is found by what clients are not told.
         proxy.end().await;
     }
 
@@ -490,7 +490,7 @@ fn settings(rng: &mut SmallRng, primaries: usize, backups: usize) -> Settings {
         max_clients: 100,
         node_connections: rng.random_range(1..5),
         threads: rng.random_range(1..4),
-        // (Its clients are in memory.)
+        // Its clients are in memory.
         io_uring: IoUringMode::Off,
         resync: ResyncMode::Auto,
         timeout: ms(100),

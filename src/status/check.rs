@@ -26,7 +26,7 @@ pub(super) fn main(asked: Result<Vec<Looked>, String>) -> ExitCode {
     }
 }
 
-/// Of several pools those that are not mirrored are named.
+/// The line. Of several pools it names those that are not mirrored.
 fn line(all: &[Looked]) -> String {
     let word = pools::word(all);
     let state = match word {

@@ -9,7 +9,7 @@ use crate::console::table::{Table, Tone};
 use crate::report::seen::{JSON_VERSION, silent_json};
 use crate::report::verdict::{Word, small, worst};
 
-/// Of more pools than these, those that are well have their line alone, where not all is asked for.
+/// Where there are more pools than this, those that are mirrored have only their line in the list.
 const TOLD: usize = 4;
 
 /// `None`: it does not answer.
@@ -42,7 +42,7 @@ pub(super) fn lines(all: &[Looked], proxy: &str, look: Look) -> String {
     format!("resilver {proxy}  {} pools: {shown}\n{table}", all.len())
 }
 
-/// As `/status.json` of the admin listener has it.
+/// All pools as JSON, in the form of `/status.json` of the admin listener.
 pub(super) fn json(all: &[Looked]) -> Value {
     let of_pool = |looked: &Looked| match &looked.said {
         Ok((seen, _)) => {

@@ -1,4 +1,4 @@
-//! The screen. Pure.
+//! The screen of `resilver status`, drawn from what was seen. Pure.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -9,15 +9,15 @@ use crate::report::lines::{PLACE, STATE};
 use crate::report::seen::{Fields, Named, Seen};
 use crate::report::traffic::Traffic;
 
-/// Pairs that are told one by one, where not all are asked for.
+/// Up to so many pairs have a line each, where not all are asked for.
 const PAIRS_TOLD: usize = 16;
 /// The same of servers: of more, only those with something to tell have a line.
 const SERVERS_TOLD: usize = 8;
-/// Servers that lead alone, and are told so one by one.
+/// Up to so many servers that lead alone have a line each.
 const ALONE_TOLD: usize = 4;
 const BAR: usize = 20;
 const COLUMNS: usize = 100;
-/// What a narrow window does without, the first ones first.
+/// The columns that a narrow window leaves out, the first ones first.
 const SPARE_OF_SERVERS: [&str; 9] = ["IN FLIGHT", "P50", "LOST", "CMD/S", "ITEMS", "P99", "FULL", "PLACE", "FOR"];
 const SPARE_OF_PAIRS: [&str; 3] = ["MISSED", "FOR", "REASON"];
 
@@ -27,7 +27,7 @@ pub(super) struct Look {
     pub(super) colours: bool,
     /// Also the pairs that are as they should be, and every server.
     pub(super) all: bool,
-    /// Of the terminal.
+    /// How wide the terminal is, where that is known.
     pub(super) columns: Option<usize>,
 }
 
@@ -55,7 +55,7 @@ impl Display for Screen<'_> {
 }
 
 impl Screen<'_> {
-    /// Of late, where somebody looks again and again.
+    /// The traffic since the last look, where there was one.
     fn recent(&self) -> &Traffic {
         self.since.unwrap_or(self.traffic)
     }
@@ -134,7 +134,7 @@ impl Screen<'_> {
                     "  [{}{}] {:.0} %  {}/{}  {}/s  {left}",
                     "#".repeat(full),
                     "-".repeat(BAR - full),
-                    // (What is not done is not called 100.)
+                    // What is not done is not called 100.
                     (part * 100.0).floor(),
                     short(done),
                     short(total),

@@ -31,7 +31,7 @@ fn times(lease: u64) -> Times {
 #[derive(Clone, Copy, Default)]
 struct Course {
     proxies: usize,
-    /// Of the first proxy, and of the others.
+    /// The lease of the first proxy, and that of the others.
     leases: [u64; 2],
     /// Nobody is active yet.
     from_nothing: bool,
@@ -50,7 +50,7 @@ struct Course {
     old: Option<Tenure>,
     /// The first proxy hands over.
     leaves: bool,
-    /// So many answers do not come.
+    /// How many answers do not come.
     unheard: u8,
 }
 
@@ -103,7 +103,7 @@ struct World {
     emptied: bool,
     restored: bool,
     away: Option<bool>,
-    /// So many answers may not come yet.
+    /// How many more answers may fail to come.
     unheard: u8,
     /// What the servers are marked with, and whether that session is open.
     mark: (Generation, Option<Holder>, bool),
@@ -398,7 +398,7 @@ impl World {
             Role::Active(active) => active.record.generation,
             _ => Generation(0),
         };
-        // (Whoever has begun does nothing before the servers are marked.)
+        // Whoever has begun does nothing before the servers are marked.
         if let Some(i) = acting.iter().find(|&&i| generation(i) < self.mark.0) {
             return Some(format!("{i} acts with generation {} after {} has acted", generation(*i), self.mark.0));
         }
@@ -480,7 +480,7 @@ impl Authority {
     fn age(&mut self, ticks: u64) {
         let old = |moment: &mut Boot| moment.0 = moment.0.saturating_sub(ticks).max(NOW - LONG);
         match &mut self.request {
-            // (Longer than a lease ago is as good as a lease ago.)
+            // Longer than a lease ago is as good as a lease ago.
             Some(Request::Read { asked } | Request::Swap { ask: Ask { asked, .. }, .. }) => {
                 old(asked);
                 asked.0 = asked.0.max(NOW - LEASE);
@@ -636,7 +636,7 @@ const MOST: usize = 1_500_000;
 
 #[test]
 fn one_proxy_acts_at_a_time_whatever_happens() {
-    // (All of them take half a minute.)
+    // All of them take half a minute.
     let all = std::env::var_os("RESILVER_WALK").is_some();
     let courses = courses().into_iter().filter(|(_, course)| all || course.is_walked_always());
     for (name, course) in courses {
@@ -655,7 +655,7 @@ fn each_rule_is_missed() {
     let wrong = |walked: &Walked| walked.wrong.is_some();
     let both = Course { unheard: 1, ..BOTH };
     let restored = Course { restored: Some(2), unheard: 0, ..BOTH };
-    // (Of `HeartbeatsAreUnique` a test beside this one tells: that takes too many steps.)
+    // Of `HeartbeatsAreUnique` a test beside this one tells: that takes too many steps.
     let rules: [(Rule, Course, Missed<'_>); 12] = [
         (Rule::LeaseFromAsking, BOTH, &wrong),
         (Rule::ReadExtendsNothing, both, &wrong),

@@ -54,7 +54,7 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !matches!(self.register().judge(soon()), Ok(None)) {
             assert!(Instant::now() < deadline, "etcd on {} does not answer", self.client);
-            // (It tells nobody when it begins to answer.)
+            // It tells nobody when it begins to answer.
             std::thread::sleep(Duration::from_millis(10));
         }
     }

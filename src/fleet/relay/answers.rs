@@ -12,11 +12,11 @@ pub(super) struct Answers {
 
 #[derive(Debug)]
 enum At {
-    /// In a line, which begins so.
+    /// Within a line, of which this has come.
     Line(Vec<u8>),
-    /// So many bytes before the end of a value, and of its answer, if that ends there.
+    /// So many bytes before the end of a value; and whether its answer ends there.
     Value { left: usize, end: Option<End> },
-    /// In a head of the binary protocol.
+    /// Within the head of an answer in the binary protocol.
     Header(Vec<u8>),
 }
 
@@ -34,7 +34,7 @@ pub(super) enum End {
     Binary { opcode: u8, opaque: [u8; 4] },
 }
 
-/// As much of a line as is looked at: a key has 250 bytes, and four numbers follow.
+/// How much of a line is looked at: a key has 250 bytes, and four numbers follow.
 const HEAD_MAX: usize = 512;
 
 impl Answers {

@@ -31,7 +31,7 @@ pub(super) const FIGURES_WAIT: Duration = Duration::from_millis(700);
 /// Between two tries to reach the active proxy.
 pub(super) const DIAL_PAUSE: Duration = Duration::from_millis(20);
 
-/// The one that is open.
+/// The client's connection to the active proxy, open.
 pub(super) struct Link {
     generation: Generation,
     pub(super) stream: Stream,
@@ -41,13 +41,13 @@ pub(super) struct Link {
 /// How a link ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Ending {
-    /// By its proxy: nothing of it is under way there any more.
+    /// Its proxy has closed it: nothing that was sent on it is under way there any more.
     Closed,
     /// Its proxy is not the active one any more: its lease is over.
     Replaced,
     /// Its proxy hands over, and nothing more is waited for.
     Planned,
-    /// Nobody knows, and its proxy may be the active one as before.
+    /// Unknown: its proxy may be the active one as before.
     Unknown,
 }
 
@@ -107,7 +107,7 @@ impl Relay {
             self.dialling = None;
         }
         let present = target.active.as_ref().map(|(active, _)| *active);
-        // (Of one that is not active any more: its lease is over.)
+        // Of one that is not active any more: its lease is over.
         self.former = self.former.take().filter(|former| Some(former.generation) == present);
         if self.former.is_some() {
             return Ok(());
@@ -192,12 +192,12 @@ impl Relay {
         let over = match ending {
             // All is answered: it was asked to end so.
             Ending::Closed if self.half_closed => Over::Left,
-            // (What was asked last may have been to close it.)
+            // What was asked last may have been to close it.
             Ending::Closed if self.opaque => Over::ByActive,
             _ => Over::Replaced,
         };
         if self.opaque || self.answers.is_begun() {
-            // (As where a server's connection breaks.)
+            // As where a server's connection breaks.
             return Err(over);
         }
         let mut kept = VecDeque::new();

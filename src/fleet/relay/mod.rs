@@ -55,9 +55,9 @@ const KEPT_AMONG: usize = 32;
 pub(super) struct Target {
     /// The active proxy's generation and address.
     pub(super) active: Option<(Generation, String)>,
-    /// Nothing new goes there: it hands over.
+    /// It hands over: no new requests go to it.
     pub(super) leaving: bool,
-    /// It says nothing any more, and what it owes may never come.
+    /// It has fallen silent: answers that it owes may never come.
     pub(super) silent: bool,
     /// Why there is none, for clients.
     pub(super) why: String,
@@ -73,7 +73,7 @@ pub(super) struct Shared {
     pub(super) max_clients: usize,
     /// Connections to an active proxy.
     pub(super) links: TaskTracker,
-    /// For people.
+    /// What people are shown of this proxy.
     pub(super) shown: Arc<Shown>,
     /// A new active proxy is waited for.
     pub(super) hurry: Box<dyn Fn() + Send + Sync>,
@@ -83,10 +83,10 @@ pub(super) struct Shared {
     pub(super) over: CancellationToken,
 }
 
-/// Serves a client until it goes, or has to; an operator, where it is given what that one may have
-/// read again.
+/// Serves a client until it leaves or is sent away. With `reload` it is an operator, who may have
+/// the settings read again.
 pub(super) fn serve(mut client: Stream, shared: Arc<Shared>, reload: Option<Arc<Reload>>) -> impl Future<Output = ()> {
-    // (Now: who waits for all clients to be served waits for this one.)
+    // Now: who waits for all clients to be served waits for this one.
     let counted = shared.clients.token();
     let is_one_too_many = shared.clients.len() > shared.max_clients;
     async move {
@@ -106,9 +106,9 @@ struct Relay {
     target: watch::Receiver<Target>,
     link: Option<Link>,
     dialling: Option<(Generation, Dialling)>,
-    /// No sooner is it dialled again.
+    /// The active proxy is dialled again at this time, and no sooner.
     next_dial: Instant,
-    /// From the client, and not passed on.
+    /// What the client has sent that was not passed on yet.
     input: BytesMut,
     /// On its way to the active proxy, and to the client.
     to_link: BytesMut,
@@ -116,15 +116,17 @@ struct Relay {
     /// What the client is owed, in order.
     owed: VecDeque<Owed>,
     answers: Answers,
-    /// So many bytes of the present request are still to be passed on, or dropped.
+    /// How many bytes of the present request are still to be passed on, and how many to be thrown
+    /// away.
     left: usize,
     dropped: usize,
-    /// Nobody knows what it is owed.
+    /// The client has sent something that is not understood here: its bytes are passed on, and what
+    /// it is owed for them is unknown.
     opaque: bool,
     dialect: Dialect,
     /// The client sends nothing more, or nothing more that it sends is read.
     finished: bool,
-    /// The latter: this proxy ends.
+    /// Nothing more is read because this proxy ends.
     ends: bool,
     /// Since when requests wait for an active proxy.
     waits: Option<Instant>,
@@ -137,7 +139,7 @@ struct Relay {
     /// Since when the link's proxy is known to hand over.
     leaving: Option<Instant>,
     former: Option<Former>,
-    /// An operator's: what is read again, and what is being told of that.
+    /// An operator's connection: reads the settings again; and the reading under way.
     reload: Option<Arc<Reload>>,
     reloading: Option<BoxFuture<'static, Bytes>>,
 }
@@ -192,7 +194,7 @@ impl Relay {
         let _ = tokio::time::timeout(Duration::from_secs(1), last).await;
     }
 
-    /// The last words, where nothing half told stands before them.
+    /// Tells the client why it is closed, unless half of an answer stands before that.
     fn say_why(&mut self, why: Over) {
         if self.opaque || self.answers.is_begun() {
             return;
@@ -200,7 +202,7 @@ impl Relay {
         let Some(words) = why.last_words() else { return };
         let mut out = OutQueue::default();
         self.dialect.unasked().write(Outcome::Refused(Refusal::Server(words)), &mut out);
-        // (Short words are in one.)
+        // Short words are in one.
         self.to_client.extend_from_slice(out.one_piece().unwrap_or_default());
     }
 
@@ -210,7 +212,7 @@ impl Relay {
         !self.opaque && self.left == 0 && self.to_link.is_empty() && self.is_owed_nothing()
     }
 
-    /// So that what this proxy says itself stands behind all that was asked before.
+    /// Whether all that was asked before is answered: what this proxy says itself stands behind it.
     fn is_owed_nothing(&self) -> bool {
         self.reloading.is_none() && self.owed.iter().all(|owed| *owed == Owed::Nothing)
     }
@@ -232,7 +234,7 @@ impl Relay {
         let wakes = self.wakes();
         let over = self.shared.over.clone();
         tokio::select! {
-            // (A seed of the simulation has one course. Each has a bound.)
+            // A seed of the simulation has one course. Each has a bound.
             biased;
             changed = self.target.changed() => changed.map_err(|_| Over::Shutdown)?,
             () = over.cancelled(), if !over.is_cancelled() => {}
@@ -274,7 +276,7 @@ impl Relay {
         Ok(())
     }
 
-    /// When this looks again by itself.
+    /// When this is to look again, whatever else happens.
     fn wakes(&self) -> Option<Instant> {
         let soon = (self.waits.is_some() && self.dialling.is_none()).then(|| Instant::now() + DIAL_PAUSE / 2);
         let answered = self.target.borrow().silent && !self.owed.is_empty() && self.link.is_some();
@@ -427,7 +429,7 @@ impl Relay {
             match self.next() {
                 Head::Part => break,
                 Head::OfProxy { bytes } => {
-                    // (Who asks for much and reads nothing waits.)
+                    // Who asks for much and reads nothing waits.
                     if !self.is_owed_nothing() || self.to_client.len() >= HELD {
                         break;
                     }
@@ -447,7 +449,7 @@ impl Relay {
                     }
                 }
                 _ if self.link.is_none() || leaving || self.reloading.is_some() => break,
-                // (Only what comes behind a no-op tells what became of these.)
+                // Only what comes behind a no-op tells what became of these.
                 _ if self.owed.len() >= OWED_MAX && self.owed.front() == Some(&Owed::Perhaps) => self.opaque = true,
                 _ if self.owed.len() >= OWED_MAX => break,
                 Head::Request { bytes, owed } => {
@@ -495,7 +497,7 @@ impl Relay {
 
     /// This proxy ends: what the client has sent by now is answered yet, as by an active one.
     async fn read_last(&mut self) -> Result<(), Over> {
-        // (What a socket that was just accepted holds is known after the runtime's next look.)
+        // What a socket that was just accepted holds is known after the runtime's next look.
         let ready = tokio::time::timeout(LOOK, self.client.ready(Interest::READABLE)).await;
         let mut goes_on = ready.is_ok();
         while goes_on && self.input.len() < HELD {
@@ -523,7 +525,7 @@ impl Relay {
         }
         while !bytes.is_empty() {
             let (taken, end) = self.answers.take(bytes);
-            // (Also of the beginning of an answer: whose it is, is to be known.)
+            // Also of the beginning of an answer: whose it is, is to be known.
             while self.owed.front() == Some(&Owed::Nothing) {
                 self.owed.pop_front();
             }

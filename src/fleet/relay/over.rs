@@ -12,7 +12,7 @@ use crate::stats::reasons;
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 impl Over {
-    /// In `stats proxy`.
+    /// Its name in `stats proxy`.
     fn name(self) -> &'static str {
         self.texts().0
     }
@@ -55,7 +55,7 @@ reasons! {
     }
 }
 
-/// Of all clients of this proxy.
+/// How the clients of this proxy as a standby ended.
 #[derive(Default)]
 pub(in crate::fleet) struct Ends {
     counts: [AtomicU64; Over::ALL.len()],
@@ -70,7 +70,7 @@ impl Ends {
         if matches!(why, Over::Left | Over::ByActive | Over::Shutdown) {
             return;
         }
-        // (Nothing waits while it is held.)
+        // Nothing waits while it is held.
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
         untold.0 += 1;
         if untold.1.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {

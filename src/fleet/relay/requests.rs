@@ -22,7 +22,7 @@ pub(super) enum Owed {
     Answer,
     /// The same of a request that changes nothing: it can be asked again.
     Read(Bytes),
-    /// Nothing (`noreply`).
+    /// No answer (`noreply`).
     Nothing,
     /// An answer or none, as it turns out (`q`).
     Perhaps,
@@ -94,7 +94,7 @@ fn binary(input: &[u8]) -> Head {
     let [_, code, .., b0, b1, b2, b3, o0, o1, o2, o3, _, _, _, _, _, _, _, _] = *header;
     let body = u32::from_be_bytes([b0, b1, b2, b3]) as usize;
     let quiet = matches!(code, 0x09 | 0x0d | 0x11..=0x16 | 0x18..=0x1a | 0x1e | 0x24);
-    // (Of `stat` the last answer alone has no key.)
+    // Of `stat` the last answer alone has no key.
     match code {
         opcode::QUIT | opcode::QUITQ => Head::Opaque,
         _ => Head::Request { bytes: 24 + body, owed: Owed::Named { opcode: code, opaque: [o0, o1, o2, o3], quiet } },
@@ -110,7 +110,7 @@ const OTHERS: [&str; 21] = [
 fn line(line: &[u8]) -> Head {
     let Ok(text) = std::str::from_utf8(line) else { return Head::Opaque };
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    // (What nobody knows is one line, and answered with `ERROR`: as an empty one is.)
+    // What nobody knows is one line, and answered with `ERROR`: as an empty one is.
     let unknown = Head::Request { bytes: line.len(), owed: Owed::Answer };
     let Some((&verb, rest)) = words.split_first() else { return unknown };
     let silent = rest.last() == Some(&"noreply");

@@ -288,7 +288,7 @@ async fn a_client_of_which_nobody_knows_what_it_is_owed_keeps_no_planned_change_
     hear(&mut link, "watch\r\n").await;
     shows.send_replace(Target { leaving: true, ..one.target() });
     ends(&mut link).await;
-    // (Whether something half told stands before it, nobody knows either.)
+    // Whether something half told stands before it, nobody knows either.
     ends(&mut opaque).await;
     assert_eq!(shared.shown.ends.of(Over::Planned), 1);
 }

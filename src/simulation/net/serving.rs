@@ -21,7 +21,7 @@ use super::{Broken, Inner, Net, Way};
 /// What a dead proxy has sent may be executed so much later, in milliseconds; less than the next
 /// one waits for it.
 const LATE_MS: u64 = 150;
-/// So late is what a proxy records that does not wait for its record.
+/// How late a record is written for a proxy that does not wait for it.
 const RECORD_LATE: Duration = Duration::from_millis(300);
 /// Keys that a dump lists before others get their turn.
 const DUMP_KEYS: usize = 3;
@@ -225,7 +225,7 @@ enum Reply {
     Heard,
     /// The proxy has closed the connection; what it had sent before is executed to its end.
     Unheard,
-    /// Nothing of the connection is executed any more.
+    /// The connection is over: nothing of it is executed any more.
     Over,
 }
 
