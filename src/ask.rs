@@ -10,6 +10,7 @@ use clap::Parser;
 
 use crate::console::command::{EXIT_USAGE, failed, run, unwritten};
 use crate::console::proxy::{Proxy, ProxyArg, WHOLE_TIMEOUT, refused};
+use crate::protocol::whole::Whole;
 
 /// The proxy cannot be reached, or has answered an error.
 const EXIT_FAILED: u8 = 1;
@@ -225,6 +226,11 @@ fn server_of(command: &str) -> Option<&str> {
     named.filter(|word| word.contains(':'))
 }
 
+/// What a server is asked, where that is what the command has it asked.
+fn of_server(command: &str) -> &str {
+    command.strip_prefix("node ").and_then(|rest| rest.split_once(' ')).map_or(command, |(_, asked)| asked)
+}
+
 /// Prints the answer; an error is a sentence with what to do.
 fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
     let mut proxy = Proxy::open(at)?;
@@ -247,6 +253,7 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
     }
     let mut said = proxy.ask(command)?;
     proxy.be_patient(WHOLE_TIMEOUT);
+    let asked = of_server(command);
     let mut out = BufWriter::new(std::io::stdout().lock());
     for number in 0.. {
         if number > LINES_MAX && command != KEYS {
@@ -274,7 +281,7 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
                 return unwritten(&error);
             }
         }
-        if !said.goes_on() {
+        if !said.goes_on() || Whole::ends_with_stat(asked, said.bytes()) {
             break;
         }
         if command == KEYS {

@@ -37,6 +37,11 @@ impl Whole {
         Whole { seen: 0, unended }
     }
 
+    /// Whether a `STAT` line is the last one of the answer to this command, and no `END` follows.
+    pub fn ends_with_stat(command: &str, line: &[u8]) -> bool {
+        line.starts_with(b"STAT ") && matches!(Whole::answer_to(command).follows(line.trim_ascii_end()), Next::Nothing)
+    }
+
     /// How long the answer is, once it is there. `input`: all that has come, from its beginning.
     pub fn len(&mut self, input: &[u8]) -> Option<usize> {
         loop {
@@ -95,6 +100,9 @@ mod tests {
             for at in 0..answer.len() {
                 assert_eq!(whole.len(&answer.as_bytes()[..at]), None, "{command}: {answer:?} up to {at}");
             }
+            let last = answer.lines().last().unwrap_or_default();
+            let unended = last.starts_with("STAT");
+            assert_eq!(Whole::ends_with_stat(command, last.as_bytes()), unended, "{command}: {last}");
             let more = format!("{answer}END\r\n");
             assert_eq!(whole.len(more.as_bytes()), Some(answer.len()), "{command}: {answer:?}");
             assert_eq!(Whole::answer_to(command).len(more.as_bytes()), Some(answer.len()), "{command}: {answer:?}");
