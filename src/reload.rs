@@ -21,6 +21,7 @@ use crate::config::{
 };
 use crate::daemon::{self, OpenedLog};
 use crate::lease;
+use crate::protocol::answer::server_error;
 
 /// Reads the settings from where they stood at the start.
 pub type Read = Arc<dyn Fn() -> Result<Plan, UsageErrors> + Send + Sync>;
@@ -154,10 +155,10 @@ impl Reload {
 
     /// The same, as an operator is told of it.
     pub(crate) async fn answer(&self) -> Bytes {
-        Bytes::from(match self.reload().await {
-            Ok(said) => format!("STAT reloaded {said}\r\nEND\r\n"),
-            Err(why) => format!("SERVER_ERROR not reloaded: {why}\r\n"),
-        })
+        match self.reload().await {
+            Ok(said) => Bytes::from(format!("STAT reloaded {said}\r\nEND\r\n")),
+            Err(why) => server_error(format_args!("not reloaded: {why}")),
+        }
     }
 
     async fn replace(&self, current: &mut Plan) -> Result<String, Failed> {

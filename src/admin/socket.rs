@@ -15,7 +15,7 @@ use crate::cluster::{Desk, Losses};
 use crate::config::PoolName;
 use crate::daemon::{cannot_accept, span_of};
 use crate::lease;
-use crate::protocol::answer::client_error;
+use crate::protocol::answer::{client_error, server_error};
 use crate::proxy::Question;
 use crate::reload::Reload;
 use crate::stats::closings::Closing;
@@ -228,7 +228,7 @@ impl Pool {
 }
 
 fn suspended() -> Bytes {
-    Bytes::from(format!("SERVER_ERROR this proxy is suspended: {}; stats proxy says why\r\n", lease::OVER))
+    server_error(format_args!("this proxy is suspended: {}; stats proxy says why", lease::OVER))
 }
 
 /// Whether the command changes nothing, and need not be logged.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::backend::{Inquirer, InquiryError, NodeError};
 use crate::ids::{NodeId, PairId, is_reserved};
-use crate::protocol::answer;
+use crate::protocol::answer::{self, server_error};
 use crate::protocol::number::client_u32;
 use crate::protocol::outcome::Outcome;
 use crate::report::figures::counted;
@@ -491,10 +491,6 @@ fn ended(mut lines: Vec<u8>, asked: usize, silent: &[(String, String)]) -> Bytes
         }
     }
     Bytes::from(lines)
-}
-
-fn server_error(what: impl std::fmt::Display) -> Bytes {
-    Bytes::from(format!("SERVER_ERROR {what}\r\n"))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::{NodeId, WorkerId};
-use crate::protocol::answer;
+use crate::protocol::answer::{self, server_error};
 use crate::protocol::dump::Classes;
 use crate::protocol::outcome::Outcome;
 use crate::proxy::{ClientKey, Command};
@@ -131,7 +131,7 @@ impl Cluster {
 
 /// Stands in for `END`.
 fn failed(what: &str, why: impl std::fmt::Display) -> Bytes {
-    Bytes::from(format!("SERVER_ERROR {what} {why}\r\n"))
+    server_error(format_args!("{what} {why}"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::ids::NodeId;
 use crate::pair::State;
-use crate::protocol::answer::{self, client_error};
+use crate::protocol::answer::{self, client_error, server_error};
 use crate::protocol::item::Answer;
 use crate::protocol::key::from_base64;
 use crate::protocol::outcome::Outcome;
@@ -99,7 +99,7 @@ impl Cluster {
             return Err(client_error(format_args!("node: {name} holds the only full copy of keys; see resync status")));
         }
         if self.commanded >= AT_ONCE {
-            return Err(Bytes::from_static(b"SERVER_ERROR node: other commands are on their way\r\n"));
+            return Err(server_error("node: other commands are on their way"));
         }
         Ok((node, command))
     }
@@ -142,7 +142,7 @@ impl Cluster {
                 Err(InquiryError::Node(NodeError::Reset)) if command.starts_with("shutdown") => {
                     Bytes::from_static(answer::OK)
                 }
-                Err(error) => Bytes::from(format!("SERVER_ERROR node: {name} {error}\r\n")),
+                Err(error) => server_error(format_args!("node: {name} {error}")),
             };
             Internal::NodeAnswered { asker, answer }
         });

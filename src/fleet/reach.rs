@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::protocol::node;
 use crate::ring::{NodeAddr, ServerSpec};
 
 use super::keeper::{Known, Role};
@@ -105,7 +106,7 @@ impl Reach {
 
 async fn answers(server: &NodeAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
-    stream.write_all(b"mn\r\n").await?;
+    stream.write_all(node::NOOP).await?;
     match stream.read_u8().await? {
         b'M' => Ok(()),
         _ => Err(io::Error::other("it is no memcached, or takes no more connections")),

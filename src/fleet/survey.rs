@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::marker::{FLEET_KEY, FleetMark, SESSION_KEY, Session};
 use crate::coord::{Answered, LookUp, Survey, left, share, try_each};
+use crate::protocol::reply::{ReplyKind, parse_reply};
 use crate::ring::NodeAddr;
 
 /// More than two markers take.
@@ -214,20 +215,25 @@ pub(super) fn question() -> String {
     format!("get {SESSION_KEY} {FLEET_KEY}\r\n")
 }
 
-/// Once it is whole.
+/// Reads the answer, once it is whole.
 pub(super) fn read(answer: &[u8]) -> Option<Said> {
-    let text = answer.strip_suffix(b"END\r\n")?;
-    let text = std::str::from_utf8(text).ok()?;
-    let mut lines = text.split("\r\n");
+    let mut rest = answer;
     let mut said = (None, None);
-    while let (Some(head), Some(value)) = (lines.next(), lines.next()) {
-        match head.split(' ').nth(1) {
-            Some(SESSION_KEY) => said.0 = Session::parse(value.as_bytes()),
-            Some(FLEET_KEY) => said.1 = FleetMark::parse(value.as_bytes()),
-            _ => {}
+    loop {
+        let reply = parse_reply(rest).ok()??;
+        match reply.kind {
+            ReplyKind::Value { key, data, .. } if rest[key.clone()] == *SESSION_KEY.as_bytes() => {
+                said.0 = Session::parse(&rest[data]);
+            }
+            ReplyKind::Value { key, data, .. } if rest[key.clone()] == *FLEET_KEY.as_bytes() => {
+                said.1 = FleetMark::parse(&rest[data]);
+            }
+            ReplyKind::Value { .. } => {}
+            ReplyKind::End => return Some(said),
+            _ => return None,
         }
+        rest = &rest[reply.len..];
     }
-    Some(said)
 }
 
 #[cfg(test)]

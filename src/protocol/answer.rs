@@ -9,6 +9,11 @@ pub fn client_error(what: impl Display) -> Bytes {
     Bytes::from(format!("CLIENT_ERROR {what}\r\n"))
 }
 
+/// To a request that the proxy or its servers cannot do.
+pub fn server_error(what: impl Display) -> Bytes {
+    Bytes::from(format!("SERVER_ERROR {what}\r\n"))
+}
+
 /// To a command it does not know, or one with too few or too many words.
 pub const ERROR: &[u8] = b"ERROR\r\n";
 /// After the last value.
@@ -42,8 +47,6 @@ pub const BAD_DELTA: &[u8] = b"CLIENT_ERROR invalid numeric delta argument\r\n";
 pub const BAD_DATA_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk\r\n";
 /// To `lru_crawler` where it is switched off.
 pub const CRAWLER_OFF: &[u8] = b"CLIENT_ERROR lru crawler disabled\r\n";
-/// To an item above `-I`.
-pub const TOO_LARGE: &[u8] = b"SERVER_ERROR object too large for cache\r\n";
 /// No answer: the command asked for none, or the connection is closed without a word.
 pub const SILENCE: &[u8] = b"";
 

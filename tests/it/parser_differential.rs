@@ -90,7 +90,10 @@ fn compare(input: &[u8], observed: &Observed) -> Result<(), String> {
                 (len, 0)
             }
             Parsed::TooLarge { style, len, swallow, .. } => {
-                let reply = if style.is_silent() { answer::SILENCE } else { answer::TOO_LARGE };
+                let reply = match style.is_silent() {
+                    true => answer::SILENCE,
+                    false => b"SERVER_ERROR object too large for cache\r\n",
+                };
                 answers = answers.strip_prefix(reply).ok_or("not too large for memcached")?;
                 (len, swallow)
             }

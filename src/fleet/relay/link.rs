@@ -14,6 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::fleet::peers::{self, Purpose, Unreached};
 use crate::fleet::stream;
 use crate::ids::Generation;
+use crate::protocol::node;
 use crate::server::Stream;
 
 use super::answers::Answers;
@@ -165,7 +166,7 @@ impl Relay {
             (self.link, self.leaving) = (None, None);
         } else if self.owed.iter().all(|owed| matches!(owed, Owed::Nothing | Owed::Perhaps)) {
             self.owed.push_back(Owed::Own);
-            self.to_link.extend_from_slice(b"mn\r\n");
+            self.to_link.extend_from_slice(node::NOOP);
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ids::Generation;
-use crate::protocol::answer::TOO_MANY;
+use crate::protocol::answer::{TOO_MANY, server_error};
 use crate::protocol::dialect::Dialect;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -357,7 +357,7 @@ impl Relay {
 
     /// Everything that waits is answered with an error.
     fn refuse(&mut self, why: &str) -> Result<(), Over> {
-        let told = Bytes::from(format!("SERVER_ERROR {why}\r\n"));
+        let told = server_error(why);
         for owed in &mut self.owed {
             if matches!(owed, Owed::Read(_)) {
                 *owed = Owed::Told(told.clone());
