@@ -161,12 +161,10 @@ pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
     debug_assert!(ops.is_sorted_by_key(|op| op.begun));
     // Most writes that nobody answered never happened. Only where no order is found without those
     // that nobody saw are they reckoned with.
-    let unseen = |op: &&Op| {
-        let seen = value_of(&op.call).map_or(!is_look(&op.call), |value| is_seen(ops, value));
-        op.outcome == Outcome::Unknown && !seen
-    };
-    if ops.iter().any(|op| unseen(&op)) {
-        let likely: Vec<Op> = ops.iter().filter(|op| !unseen(op)).cloned().collect();
+    let seen = |op: &Op| value_of(&op.call).map_or(!is_look(&op.call), |value| is_seen(ops, value));
+    let likely: Vec<&Op> = ops.iter().filter(|op| op.outcome != Outcome::Unknown || seen(op)).collect();
+    if likely.len() < ops.len() {
+        let likely: Vec<Op> = likely.into_iter().cloned().collect();
         if judge(&likely, lenient) == Verdict::Fine {
             return Verdict::Fine;
         }
@@ -369,13 +367,14 @@ pub(super) fn value_of(call: &Call) -> Option<&str> {
 /// Whether somebody read it. A number is seen in all that was counted from it.
 fn is_seen(ops: &[Op], value: &str) -> bool {
     let number = value.parse::<u64>().ok();
+    let counted = |first: u64, n: u64| (first..first + 1_000).contains(&n);
     let within = |text: &str| match (number, text.parse::<u64>()) {
-        (Some(first), Ok(n)) => (first..first + 1_000).contains(&n),
+        (Some(first), Ok(n)) => counted(first, n),
         _ => text.contains(value),
     };
     ops.iter().any(|op| match &op.outcome {
         Outcome::Value(Some(text)) | Outcome::Shown(Some(Shown { value: Some(text), .. })) => within(text),
-        Outcome::Number(n) => within(&n.to_string()),
+        Outcome::Number(n) => number.map_or_else(|| n.to_string().contains(value), |first| counted(first, *n)),
         _ => false,
     })
 }
