@@ -191,7 +191,7 @@ impl Follower {
         };
         let mut byte = [0];
         let fitness = self.shared.shown.fitness(&self.known.borrow());
-        // (What is new is said at once: the operator may want the other end to hand over.)
+        // What is new is said at once: the operator may want the other end to hand over.
         let ask = if self.said == Some(fitness) { self.asked + self.shared.me.lease / PINGS } else { Instant::now() };
         tokio::select! {
             biased;
@@ -203,7 +203,7 @@ impl Follower {
             () = tokio::time::sleep_until(ask), if self.control.is_some() && !waits => {
                 (self.asked, self.said) = (Instant::now(), Some(fitness));
                 if let Some(Control { stream, .. }) = &self.control {
-                    // (Full: it will be found silent.)
+                    // Full: it will be found silent.
                     let _ = stream.try_write(&[fitness.byte()]);
                 }
             }

@@ -44,7 +44,7 @@ use crate::stats::closings::Closing;
 
 use super::standbys::{Peer, Standbys};
 
-/// Of what is said here, and the earliest that is understood.
+/// The version of the line between proxies, and the earliest that is understood.
 const VERSION: u32 = 2;
 const OLDEST: u32 = 1;
 
@@ -98,7 +98,7 @@ pub(super) struct Caller {
     pub(super) connects: Connects,
 }
 
-/// Where this proxy is while it is active.
+/// Publishes what this proxy serves others with while it is active.
 pub(super) type Serves = watch::Sender<Option<Serving>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

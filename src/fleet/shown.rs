@@ -97,7 +97,7 @@ impl Shown {
         }
     }
 
-    /// Of a standby, in words.
+    /// A sentence about a standby.
     pub(super) fn in_one_line(&self, known: &Known) -> String {
         let trouble = self.trouble(known).map_or(String::new(), |why| format!("; {why}"));
         let reached = self.reached.load(Ordering::Relaxed);

@@ -142,7 +142,7 @@ async fn who_has_a_control_connection_is_known_as_long_as_that_lasts() {
     let standbys = serving.standbys.clone();
     let address = listening(Some(serving)).await;
     let mut stream = dial(&caller(), &address, Generation(7), Purpose::Control).await.unwrap();
-    // (Answered once it is kept.)
+    // Answered once it is kept.
     stream.write_all(&[Fitness::Fit.byte()]).await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), PONG);
     assert_eq!(standbys.successors(), Ok(vec!["10.0.0.6:1".to_owned()]));

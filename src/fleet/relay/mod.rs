@@ -282,7 +282,7 @@ impl Relay {
         let answered = self.target.borrow().silent && !self.owed.is_empty() && self.link.is_some();
         let late = answered.then(|| self.asked + self.shared.takeover_wait);
         let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
-        // (While an active proxy is dialled that does not answer.)
+        // While an active proxy is dialled that does not answer.
         let own = self.waits.filter(|_| self.asks_for_figures().is_some()).map(|waits| waits + FIGURES_WAIT);
         soon.into_iter().chain(own).chain(late).chain(self.given_up_at()).chain(finished).min()
     }

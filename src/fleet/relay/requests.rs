@@ -82,7 +82,7 @@ pub(super) fn figures(input: &[u8]) -> Option<Figures> {
     }
 }
 
-/// Of its commands.
+/// Commands of the binary protocol that are treated apart.
 pub(super) mod opcode {
     pub(in crate::fleet::relay) const QUIT: u8 = 0x07;
     pub(in crate::fleet::relay) const STAT: u8 = 0x10;
