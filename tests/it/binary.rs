@@ -51,7 +51,7 @@ fn level(real: &mut Connection, ours: &mut Connection, request: &[u8]) {
 fn random_requests_are_answered_as_by_memcached() {
     const REQUESTS: usize = 6_000;
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut real = Connection::open(&node.addr());
     let mut ours = Connection::open(&cluster.proxy.addr());
     let mut state = given_seed().unwrap_or(0xb2);
@@ -89,7 +89,7 @@ fn random_requests_are_answered_as_by_memcached() {
 #[test]
 fn a_connection_that_begins_otherwise_speaks_text() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let header = packet(0x0b, b"", b"", b"");
     let said = |addr: &str, first: u8| {
         let mut stream = TcpStream::connect(addr).unwrap();
@@ -127,7 +127,7 @@ fn get(connection: &mut Connection, key: &[u8]) -> Option<Vec<u8>> {
 /// their primary, are refilled, and survive their backup then.
 #[test]
 fn keys_that_text_cannot_carry_have_two_copies_always() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = Connection::open(&cluster.proxy.addr());
     let keys = nasty_keys();
     let value = |key: &[u8]| [b"of ", key].concat();
@@ -172,7 +172,7 @@ fn keys_that_text_cannot_carry_have_two_copies_always() {
 fn the_unix_socket_speaks_it_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
-    let _cluster = Cluster::start(&Shape::new(1, 0).proxy(&["-f", path.to_str().unwrap()]));
+    let _cluster = Cluster::start(&Shape::new(1, 0).patient().proxy(&["-f", path.to_str().unwrap()]));
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream.write_all(&packet(0x0b, b"", b"", b"")).unwrap();
@@ -185,7 +185,7 @@ fn the_unix_socket_speaks_it_too() {
 /// log says what came from where.
 #[test]
 fn strangers_are_closed_at_once_and_told_of() {
-    let cluster = Cluster::start(&Shape::new(1, 0));
+    let cluster = Cluster::start(&Shape::new(1, 0).patient());
     for (first, answer, counter) in [
         (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &b"\x15\x03"[..], "closed_tls"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 400", "closed_http"),
@@ -226,7 +226,7 @@ fn phps_sessions_work_by_default() {
         return;
     }
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     for addr in [node.addr(), cluster.proxy.addr()] {
         let output = Command::new("timeout").args(["60", "php", script, &addr]).output().expect("run php");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -19,7 +19,7 @@ use transcripts::{assert_same, scripts};
 /// does not.
 #[test]
 fn a_line_without_an_end_is_cut_off() {
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut flood = cluster.client();
     let before = cluster.proxy.resident_bytes();
     let mut sent = 0;
@@ -37,7 +37,7 @@ fn a_line_without_an_end_is_cut_off() {
 #[test]
 fn values_up_to_the_limit_and_beyond() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut rng = Rng::new(seed("large values"), 6);
     for len in [65_535, 65_536, 500_000, 1_000_000, 1_048_000, 1_048_576, 1_048_577, 3_000_000] {
         let mut script = storage("set", "large", 5, 0, b"the old one", "");
@@ -79,7 +79,7 @@ fn values_up_to_the_limit_and_beyond() {
 
 #[test]
 fn a_multi_get_over_all_nodes_keeps_the_requests_order() {
-    let cluster = Cluster::start(&Shape::new(3, 2));
+    let cluster = Cluster::start(&Shape::new(3, 2).patient());
     let mut client = cluster.client();
     for i in (0..200).step_by(2) {
         assert_eq!(client.store("set", &format!("m{i}"), i, 0, format!("value {i}").as_bytes()), Ok(Stored::Stored));
@@ -102,7 +102,7 @@ fn a_multi_get_over_all_nodes_keeps_the_requests_order() {
 
 #[test]
 fn a_read_behind_its_own_unanswered_write_sees_it() {
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut client = cluster.client();
     let mut batch = Vec::new();
     for i in 0..1000 {
@@ -123,7 +123,7 @@ fn a_read_behind_its_own_unanswered_write_sees_it() {
 
 #[test]
 fn cas_works_through_the_proxy() {
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let (mut one, mut two) = (cluster.client(), cluster.client());
     assert_eq!(one.set("c", b"1"), Ok(Stored::Stored));
     let token = |client: &mut Client| client.gets("c").expect("gets").and_then(|i| i.cas).expect("a token");
@@ -151,7 +151,7 @@ fn cas_works_through_the_proxy() {
 
 #[test]
 fn every_item_stands_on_both_rings_exactly() {
-    let cluster = Cluster::start(&Shape::new(3, 2));
+    let cluster = Cluster::start(&Shape::new(3, 2).patient());
     let mut client = cluster.client();
     fill(&mut client, "k", 2000, 30);
     for i in 0..200 {
@@ -178,7 +178,7 @@ fn every_item_stands_on_both_rings_exactly() {
 
 #[test]
 fn flush_all_at_once_and_delayed() {
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut client = cluster.client();
     fill(&mut client, "k", 300, 20);
     assert_eq!(client.raw_command("flush_all").as_deref(), Ok("OK"));
@@ -199,7 +199,7 @@ fn flush_all_at_once_and_delayed() {
 
 #[test]
 fn reserved_keys_are_invisible() {
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     // Whatever markers there are, and one that we plant.
     let mut direct = cluster.primaries[0].client();
@@ -237,7 +237,7 @@ fn reserved_keys_are_invisible() {
 
 #[test]
 fn version_verbosity_stats_and_quit() {
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut client = cluster.client();
     assert!(!client.version().expect("version").is_empty());
     assert_eq!(client.raw_command("verbosity 1").as_deref(), Ok("OK"));
@@ -276,7 +276,7 @@ fn version_verbosity_stats_and_quit() {
 /// A worker that rests is woken by whatever is said, and nothing but that wakes it here.
 #[test]
 fn a_client_that_says_all_at_once_and_quits_is_served_by_a_proxy_at_rest() {
-    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--threads", "1", "--probe-interval", "60s"]));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient().proxy(&["--threads", "1", "--probe-interval", "60s"]));
     let long = [b"set ".as_slice(), &[b'x'; 5000]].concat();
     let sessions: [(&[u8], &[u8]); 4] = [
         (b"quit\r\n", b""),
@@ -296,7 +296,7 @@ fn a_client_that_says_all_at_once_and_quits_is_served_by_a_proxy_at_rest() {
 
 #[test]
 fn a_client_that_leaves_in_the_middle_of_a_set_stores_nothing() {
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     assert_eq!(client.set("half", b"whole"), Ok(Stored::Stored));
     for cut in [5, 12, 17, 18, 30, 117] {
@@ -320,7 +320,7 @@ fn a_client_that_leaves_in_the_middle_of_a_set_stores_nothing() {
 
 #[test]
 fn clients_beyond_the_limit_are_refused_clearly() {
-    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["-n", "8"]));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient().proxy(&["-n", "8"]));
     let mut held = Vec::new();
     let mut refusal = None;
     for _ in 0..20 {
@@ -353,7 +353,7 @@ fn clients_beyond_the_limit_are_refused_clearly() {
 fn a_unix_socket_serves_too() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("resilver.sock");
-    let cluster = Cluster::start(&Shape::new(1, 1).proxy(&["-f", path.to_str().expect("utf-8")]));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient().proxy(&["-f", path.to_str().expect("utf-8")]));
     let mut client = Client::connect_unix(&path).expect("connect to the unix socket");
     fill(&mut client, "u", 1000, 100);
     assert_eq!(count_filled(&mut client, "u", 1000, 100), 1000);
@@ -362,7 +362,7 @@ fn a_unix_socket_serves_too() {
 
 #[test]
 fn ketama_spreads_over_all_nodes_and_mirrors() {
-    let mut cluster = Cluster::start(&Shape::new(3, 2).proxy(&["-k"]));
+    let mut cluster = Cluster::start(&Shape::new(3, 2).patient().proxy(&["-k"]));
     let mut client = cluster.client();
     fill(&mut client, "k", 3000, 20);
     let ring = cluster.assert_rings_equal();
@@ -376,7 +376,7 @@ fn ketama_spreads_over_all_nodes_and_mirrors() {
 
 #[test]
 fn without_backups_it_is_a_plain_sharding_proxy() {
-    let mut cluster = Cluster::start(&Shape::new(3, 0));
+    let mut cluster = Cluster::start(&Shape::new(3, 0).patient());
     let node = Memcached::start(&[]);
     for script in scripts() {
         assert_same(&node, &cluster, &script, usize::MAX, "plain sharding");
@@ -405,7 +405,7 @@ fn without_backups_it_is_a_plain_sharding_proxy() {
 
 #[test]
 fn sigterm_ends_it_with_zero_and_sends_what_was_asked() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     fill(&mut client, "k", 100, 50_000);
     client.send("get k:1 k:2 k:3\r\n".repeat(20).as_bytes()).expect("send");
@@ -425,7 +425,7 @@ fn sigterm_lets_every_request_be_answered_that_came_before() {
     const CLIENTS: usize = 900;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("as many files as may be");
-    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--threads", "1"]));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient().proxy(&["--threads", "1"]));
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| cluster.client()).collect();
     assert_eq!(clients[0].set("k", b"x"), Ok(Stored::Stored));
     for client in &mut clients {
@@ -467,7 +467,7 @@ fn memccapable_passes_as_against_memcached() {
     let (expected, _) = passed(port);
     // Both protocols.
     assert!(expected.len() > 50, "memccapable against memcached: {expected:?}");
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let (ours, text) = passed(cluster.proxy.port());
     let missing: Vec<_> = expected.iter().filter(|t| !ours.contains(t)).collect();
     assert!(missing.is_empty(), "{missing:?} of {} fail through the proxy:\n{text}", expected.len());
@@ -492,7 +492,7 @@ fn phps_clients_work() {
     let port = node.addr().rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
     let plain = run(port);
     assert!(plain.0, "against memcached itself: {}", plain.1);
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let ours = run(cluster.proxy.port());
     assert!(ours.0, "{}", ours.1);
     print!("{}", ours.1);
@@ -501,7 +501,7 @@ fn phps_clients_work() {
 /// More keys than are read at once, and far more bytes than are held at once, in one line.
 #[test]
 fn a_get_of_very_many_keys_is_answered_whole_and_in_order() {
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut client = cluster.client();
     fill(&mut client, "many", 500, 10_000);
     let keys: Vec<String> = (0..5_000).map(|i| format!("many:{}", i * 7 % 600)).collect();

@@ -92,7 +92,7 @@ const FIXED: [&str; 49] = [
 #[test]
 fn whatever_a_monitor_asks_is_answered_as_by_memcached() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let (mut real, mut ours) = (node.client(), cluster.client());
     for command in FIXED {
         assert_eq!(whole(&mut ours, command), whole(&mut real, command), "{command}");
@@ -200,7 +200,7 @@ fn a_reset_clears_what_memcached_clears() {
     ];
     const LISTS: [&str; 3] = ["stats", "stats slabs", "stats items"];
     let node = Memcached::start(&["-m", "4"]);
-    let mut cluster = Cluster::start(&Shape::new(1, 1).nodes(&["-m", "4"]));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient().nodes(&["-m", "4"]));
     let (mut real, mut ours) = (node.client(), cluster.client());
     let mut told = Vec::new();
     for client in [&mut real, &mut ours] {
@@ -283,7 +283,7 @@ fn a_reset_clears_what_memcached_clears() {
 #[test]
 fn statistics_in_the_binary_protocol() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let [mut real, mut ours] = [node.addr(), cluster.proxy.addr()].map(|addr| Connection::open(&addr));
     for client in [&mut node.client(), &mut cluster.client()] {
         fill(client, "k", 10, 50);
@@ -377,7 +377,7 @@ fn dumped(client: &mut Client, limit: usize) -> Vec<String> {
 
 #[test]
 fn keys_are_listed_once_and_the_proxy_s_own_are_not() {
-    let mut cluster = Cluster::start(&Shape::new(2, 1));
+    let mut cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut client = cluster.client();
     fill(&mut client, "k", 2_000, 50);
     let all: BTreeSet<String> = (0..2_000).map(|i| format!("k:{i}")).collect();
@@ -410,7 +410,7 @@ fn tools_that_list_keys_and_statistics_work() {
         println!("SKIPPED: memcached-tool or memcdump is not installed");
         return;
     }
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let mut client = cluster.client();
     fill(&mut client, "k", 100, 50);
     let all: BTreeSet<String> = (0..100).map(|i| format!("k:{i}")).collect();

@@ -97,7 +97,7 @@ pub(super) fn scripts() -> Vec<Vec<u8>> {
 #[test]
 fn answers_are_memcacheds_own_word_for_word() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(3, 2));
+    let cluster = Cluster::start(&Shape::new(3, 2).patient());
     for script in scripts() {
         assert_same(&node, &cluster, &script, usize::MAX, "in one write");
     }
@@ -107,7 +107,7 @@ fn answers_are_memcacheds_own_word_for_word() {
 #[test]
 fn requests_that_drip_in_byte_by_byte_are_answered_the_same() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     for script in scripts().iter().filter(|s| s.len() < 400) {
         assert_same(&node, &cluster, script, 1, "byte by byte");
     }
@@ -117,7 +117,7 @@ fn requests_that_drip_in_byte_by_byte_are_answered_the_same() {
 #[test]
 fn random_pipelines_are_answered_as_by_one_memcached() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(3, 2));
+    let cluster = Cluster::start(&Shape::new(3, 2).patient());
     let mut rng = Rng::new(seed("random pipelines"), 5);
     for round in 0..20 {
         let mut script = Vec::new();
@@ -169,7 +169,7 @@ fn random_request(rng: &mut Rng, script: &mut Vec<u8>) {
 #[test]
 fn gets_of_very_many_keys_are_answered_as_by_memcached() {
     let node = Memcached::start(&[]);
-    let cluster = Cluster::start(&Shape::new(2, 1));
+    let cluster = Cluster::start(&Shape::new(2, 1).patient());
     let key = |i: usize| format!("key:{i:0>101}");
     for mut client in [node.client(), cluster.client()] {
         client.set_deadline(Duration::from_secs(60));

@@ -35,6 +35,12 @@ impl Shape {
         self
     }
 
+    /// No server is lost for being late, as a healthy one may be on a starved machine: for tests
+    /// whose answers depend on who leads (cas tokens, stale items, counters of one server).
+    pub fn patient(self) -> Shape {
+        self.proxy(&["--timeout", "10s", "--leader-timeout", "10s", "--probe-timeout", "10s"])
+    }
+
     pub fn forwarded(mut self) -> Shape {
         self.forwarded = true;
         self
