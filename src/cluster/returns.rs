@@ -24,6 +24,13 @@ struct Returned {
 }
 
 impl Cluster {
+    /// A node whose release is too old for what a refill needs is used all the same.
+    pub(super) fn tell_of_version(&self, node: NodeId) {
+        let Some(view) = self.nodes[node.index()].view.as_ref().filter(|view| view.deletes_unguarded()) else { return };
+        let (node, version) = (self.topology.addr(node), &view.version);
+        tracing::warn!(%node, version, "memcached before 1.6.13: a refill may not end while clients write; upgrade it");
+    }
+
     pub(super) fn look(&mut self, node: NodeId) {
         self.nodes[node.index()].looking = true;
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
@@ -185,6 +192,7 @@ impl Cluster {
         run.refills.begin_anew();
         run.view = Some(view);
         run.kept_memory = same;
+        self.tell_of_version(node);
         self.begin_life(node);
         self.measure_clock(node);
         self.allow(node);

@@ -75,8 +75,13 @@ impl Connection {
 
     /// What is said to a request, and whether the connection is closed behind it.
     pub fn ask(&mut self, request: &[u8]) -> (Vec<Packet>, bool) {
+        self.ask_in_pieces(request, usize::MAX)
+    }
+
+    /// The same of one that is written so many bytes at a time.
+    pub fn ask_in_pieces(&mut self, request: &[u8], piece: usize) -> (Vec<Packet>, bool) {
         // It may close before all is written.
-        let _ = self.0.write_all(&[request, &SENTINEL].concat());
+        let _ = [request, &SENTINEL].concat().chunks(piece).try_for_each(|part| self.0.write_all(part));
         let mut packets = Vec::new();
         loop {
             match self.packet() {

@@ -69,6 +69,7 @@ fn v_tells_who_was_refused_and_slow_and_closed_and_why() {
     assert_eq!(lines(&log, &["a request is slow", "key=slow", "kind=Get"]).len(), 1, "{log}");
     assert_eq!(lines(&log, &["a request is refused", "object too large"]).len(), 1, "{log}");
     assert_eq!(lines(&log, &["a request is refused", "said=ERROR"]).len(), 1, "{log}");
+    assert_eq!(lines(&log, &["a request is refused", "said=CLIENT_ERROR line too long"]).len(), 1, "{log}");
     assert!(!lines(&log, &["clients are refused"]).is_empty(), "{log}");
     assert!(!log.contains("a request client") && lines(&log, &["command="]).is_empty(), "that is for -vv: {log}");
 }

@@ -239,7 +239,7 @@ fn compare(cluster: &Cluster, steps: usize, what: &str) {
 
 #[test]
 fn sequences_are_answered_as_memcached_answers_them() {
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     compare(&cluster, 8_000, "meta");
     cluster.mirrored();
 }
@@ -248,7 +248,7 @@ fn sequences_are_answered_as_memcached_answers_them() {
 /// or a miss where the item was stale or its recomputing was under way.
 #[test]
 fn both_copies_are_equal_or_the_followers_is_gone() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     let mut generator = Generator { rng: Rng::new(seed("meta copies"), 0), marked: BTreeSet::new() };
     let keys = ["k", "foo", "n", "YSBi b", "bm5u b", "at_last"];
@@ -305,7 +305,7 @@ fn say(client: &mut Client, line: &str) -> String {
 /// Each state that is the leader's alone, through a fail-over.
 #[test]
 fn stale_and_won_items_are_misses_after_a_fail_over() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     for key in ["stale", "won", "stub", "plain", "touched", "counted", "binary"] {
         assert_eq!(say(&mut client, &format!("ms {key} 1 T100 F3\r\n7")), "HD\r\n");
@@ -348,7 +348,7 @@ fn stale_and_won_items_are_misses_after_a_fail_over() {
 /// is no difference.
 #[test]
 fn to_recompute_an_item_is_told_to_a_client_whoever_else_has_looked() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     for key in ["stale", "won", "plain"] {
         assert_eq!(say(&mut client, &format!("ms {key} 1 T100\r\n7")), "HD\r\n");
@@ -382,10 +382,10 @@ fn to_recompute_an_item_is_told_to_a_client_whoever_else_has_looked() {
 #[test]
 fn a_key_with_a_line_end_in_it_is_never_named_as_it_is() {
     const KEY: &str = "eA0KeQ==";
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     assert_eq!(say(&mut client, &format!("ma {KEY} b N0 J7 v k")), format!("VA 1 k{KEY} b\r\n7\r\n"));
-    let whole = format!("VA 1 k{KEY} b Oo f0 t-1\r\n7\r\n");
+    let whole = format!("VA 1 Oo f0 k{KEY} b t-1\r\n7\r\n");
     let ask = format!("mg {KEY} b Oo f k t v");
     assert_eq!(say(&mut client, &ask), whole);
     assert_eq!(say(&mut client, &format!("mg {KEY} b k")), format!("HD k{KEY} b\r\n"));
@@ -395,7 +395,7 @@ fn a_key_with_a_line_end_in_it_is_never_named_as_it_is() {
     assert_eq!(say(&mut client, "ms eA0Keg== 1 b ME k\r\nv"), "NS keA0Keg== b\r\n");
     assert_eq!(say(&mut client, "md eA0Keg== b k"), "HD keA0Keg== b\r\n");
     assert_eq!(say(&mut client, "md eA0Keg== b k"), "NF keA0Keg== b\r\n");
-    assert_eq!(say(&mut client, "mg eA0Keg== b k v"), "EN\r\n");
+    assert_eq!(say(&mut client, "mg eA0Keg== b k v"), "EN keA0Keg== b\r\n");
     // A miss that was told, and a counter that begins anew: it is copied from the leader.
     assert_eq!(say(&mut client, "ma eA0Keg== b N0 J7 v"), "VA 1\r\n7\r\n");
     cluster.mirrored();
@@ -413,7 +413,7 @@ fn a_key_with_a_line_end_in_it_is_never_named_as_it_is() {
 /// connection; quiet requests keep their places in a pipeline.
 #[test]
 fn meta_and_classic_commands_share_connection_and_keys() {
-    let cluster = Cluster::start(&Shape::new(1, 1));
+    let cluster = Cluster::start(&Shape::new(1, 1).patient());
     let mut client = cluster.client();
     let sent = "set foo 1 0 3\r\nbar\r\nmg Zm9v b v f k\r\nmg nope v q\r\nmg nope v O1\r\nms foo 3 q MA\r\n++\n\r\nget foo\r\n\
                 ms n 1 q\r\n4\r\nma n q\r\nincr n 1\r\nmd n q\r\nmd n q\r\nget n\r\nmn\r\n";

@@ -84,6 +84,19 @@ pub struct Probe {
     pub fleet: Option<FleetMark>,
 }
 
+/// The first release whose `md` compares cas ids. (From 1.6.10 to 1.6.12 it compares with 0, so
+/// that no copy is taken back that a client's write has overtaken.)
+const GUARDED_DELETES: [u32; 3] = [1, 6, 13];
+
+impl NodeView {
+    /// Whether refills to and from the node may have no end while clients write.
+    pub fn deletes_unguarded(&self) -> bool {
+        let number = |part: &str| part.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+        let numbers: Option<Vec<u32>> = self.version.splitn(3, '.').map(number).collect();
+        numbers.is_some_and(|numbers| numbers.len() == 3 && numbers[..] < GUARDED_DELETES[..])
+    }
+}
+
 impl NodeControl {
     /// Reads the incarnation marker, and `others` with it: a marker that is never read is the first
     /// thing a node under pressure evicts.
@@ -224,5 +237,21 @@ impl NodeControl {
             Ok(Sight::new(&said, pipe.stats("conns", deadline).await?))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_whose_deletes_are_not_guarded_are_known() {
+        let unguarded = |version: &str| NodeView { version: version.into(), ..NodeView::default() }.deletes_unguarded();
+        for version in ["1.5.22", "1.6.9", "1.6.10", "1.6.12", "1.6.12_4_gabc", "0.9.9"] {
+            assert!(unguarded(version), "{version}");
+        }
+        for version in ["1.6.13", "1.6.13-rc1", "1.6.18", "1.6.45", "1.7.0", "2.0.1", "", "UNKNOWN", "1.6"] {
+            assert!(!unguarded(version), "{version}");
+        }
     }
 }

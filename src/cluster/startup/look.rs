@@ -47,6 +47,7 @@ impl Cluster {
             match view {
                 Ok(view) => {
                     self.nodes[node.index()].view = Some(view);
+                    self.tell_of_version(node);
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");

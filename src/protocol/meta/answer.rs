@@ -29,21 +29,51 @@ pub fn of_leader(meta: Meta, key: &[u8], reply: &Reply, unit: Bytes, token: impl
     }
 }
 
-/// With the key, where the client asks for it and the node was not: in front of what that one was
-/// asked for. `flags`: those of the client's line.
-pub fn with_key<'a>(told: Bytes, meta: Meta, key: &[u8], mut flags: impl Iterator<Item = &'a [u8]>) -> Bytes {
-    if !meta.has(Flag::Binary) || may_be_named(key) || !flags.any(|flag| flag[0] == b'k') {
-        return told;
+/// The same in the words of memcached 1.6.18, whatever the node's version: up to 1.6.17 a miss has
+/// neither opaque nor key, and some codes have a blank too many behind them. And with the key,
+/// where the node was not asked for it. `flags`: those of the client's line.
+pub fn as_promised<'a, F: Iterator<Item = &'a [u8]>>(
+    told: Bytes,
+    meta: Meta,
+    key: &[u8],
+    flags: impl Fn() -> F,
+) -> Bytes {
+    let has_key = may_be_named(key);
+    match &told[..] {
+        [b'E', b'N', rest @ ..] if rest == b"\r\n" || !has_key => {
+            let asks = flags().any(|flag| matches!(flag[0], b'O' | b'k'));
+            if asks { own(b"EN", meta, key, flags()) } else { told }
+        }
+        [_, _, b' ', b' ' | b'\r', ..] => {
+            let told = [&told[..2], &told[3..]].concat().into();
+            if has_key { told } else { with_key(told, key, flags()) }
+        }
+        _ if has_key => told,
+        _ => with_key(told, key, flags()),
     }
-    let words = match &told[..] {
-        [b'V', b'A', ..] => 2,
-        [b'H', b'D', ..] | [b'N', b'S' | b'F', ..] | [b'E', b'X', ..] => 1,
-        // `EN` and errors carry no key.
+}
+
+/// With the key behind what the node has said to the flags in front of it.
+fn with_key<'a>(told: Bytes, key: &[u8], flags: impl Iterator<Item = &'a [u8]>) -> Bytes {
+    let word_end = |from: usize| {
+        let end = told.iter().skip(from).position(|byte| matches!(byte, b' ' | b'\r'));
+        end.map_or(told.len(), |end| from + end)
+    };
+    let mut at = match &told[..] {
+        [b'V', b'A', ..] => word_end(3),
+        [b'H', b'D', ..] | [b'N', b'S' | b'F', ..] | [b'E', b'X', ..] => 2,
+        // Errors carry no key.
         _ => return told,
     };
-    let ends = told.iter().enumerate().filter(|(_, byte)| matches!(byte, b' ' | b'\r'));
-    let at = ends.map(|(at, _)| at).nth(words - 1).unwrap_or(told.len());
-    [&told[..at], b" k", &base64(key), b" b", &told[at..]].concat().into()
+    for flag in flags {
+        if flag[0] == b'k' {
+            return [&told[..at], b" k", &base64(key), b" b", &told[at..]].concat().into();
+        }
+        if told[at..].starts_with(&[b' ', flag[0]]) {
+            at = word_end(at + 1);
+        }
+    }
+    told
 }
 
 /// The same bytes with a token in the place of the cas id in their line, if it has one.

@@ -35,6 +35,7 @@ pub fn initial<'a>(mut flags: impl Iterator<Item = &'a [u8]>) -> u64 {
 pub fn put(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64, cas: u64) {
     out.put(meta.name().as_bytes());
     meta_begin(out, b" ", of, meta.has(Flag::Binary), meta.verb == Verb::Set);
+    let bare = out.len();
     for word in flags(meta, of.raw(), of.key_end()) {
         let (flag, rest) = (word[0], &word[1..]);
         // Numbers that the parser has not kept; it has looked at all of them.
@@ -54,7 +55,7 @@ pub fn put(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64, cas:
                 out.put(b" ");
                 out.put(word);
             }
-            // `answer::with_key` puts the key into the answer.
+            // `answer::as_promised` puts the key into the answer.
             (b'k', _) if !may_be_named(of.key()) => {}
             (b'c' | b'k' | b'x', _)
             | (b'f' | b'h' | b'l' | b's' | b't' | b'u' | b'v', Verb::Get)
@@ -65,9 +66,12 @@ pub fn put(out: &mut OutQueue, meta: Meta, of: &impl Command, exptime: i64, cas:
             _ => {}
         }
     }
-    if meta.verb == Verb::Arithmetic {
+    match meta.verb {
         // The follower's number has to agree with it.
-        out.put(b" v");
+        Verb::Arithmetic => out.put(b" v"),
+        // Up to 1.6.17 an `mg` without any flag is refused. This one means nothing to it.
+        Verb::Get if out.len() == bare && !meta.has(Flag::Binary) => out.put(b" F0"),
+        _ => {}
     }
     meta_end(out, meta.verb == Verb::Set, of);
 }

@@ -554,7 +554,7 @@ fn told_answer(op: &Op, told: &Told, unit: &Bytes, term: Option<Term>) -> Outcom
 fn meta_answer(meta: Meta, op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
     let token = |raw| term.map_or(raw, |term| op::client_cas(raw, term));
     let told = meta::answer::of_leader(meta, op.key(), reply, unit, token);
-    Outcome::Raw(meta::answer::with_key(told, meta, op.key(), op.words(meta)))
+    Outcome::Raw(meta::answer::as_promised(told, meta, op.key(), || op.words(meta)))
 }
 
 /// What a client is told when the leader that answered was deposed and the follower, which leads

@@ -201,11 +201,11 @@ impl Core {
     /// The client's next request, of `len` bytes, is none.
     fn reject(&mut self, id: ClientId, (style, len): (Style, usize), reply: &'static [u8], close: Option<Close>) {
         let client = &mut self.clients[id];
-        let said = reply.trim_ascii_end();
-        tracing::debug!(client = client.occupant.0, said = %String::from_utf8_lossy(said), "a request is refused");
+        let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
+        let said = words.trim_ascii_end().escape_ascii();
+        tracing::debug!(client = client.occupant.0, %said, "a request is refused");
         client.end_receiving();
         add(&self.stats.client_errors, 1);
-        let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
         self.answer_at_once(id, style, len, Outcome::Own(words));
         if let Some(close) = close {
             self.close_client(id, Ended::Refused(close));
