@@ -22,7 +22,7 @@ def quiet(arguments, **more):
         done = subprocess.run(arguments, capture_output=True, text=True, **more)
     except subprocess.TimeoutExpired as late:
         return [str(late)]
-    return None if done.returncode == 0 else (done.stderr or done.stdout).strip().splitlines()[-1:]
+    return None if done.returncode == 0 else (done.stderr or done.stdout).strip().splitlines()[-2:]
 
 
 def fetch(dir):

@@ -164,7 +164,7 @@ def gomemcache(port, _dir):
     os.makedirs(to)
     shutil.move(aimed(GOMEMCACHE, port), f"{to}/gomemcache")
     env = {**os.environ, "GOPATH": gopath, "GO111MODULE": "off", "GOFLAGS": "-count=1"}
-    said = run(["go", "test", "-v", "./..."], cwd=f"{to}/gomemcache", env=env)
+    said = run(["go", "test", "-v", "./..."], cwd=f"{to}/gomemcache", env=env, timeout=300)
     return [name for name in re.findall(r"^\s*--- PASS: (\S+)", said, re.M)]
 
 
