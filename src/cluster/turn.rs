@@ -229,12 +229,12 @@ impl Cluster {
 /// Completes when the server has closed all that it had when it was first asked, or is another
 /// process than then.
 async fn awaited(control: Arc<NodeControl>, mut there: There) {
-    loop {
+    // (Of a proxy that was killed all is closed by now. A server that fails in a moment would say
+    // nothing of that before it is back, and its pairs would be dark.)
+    while !there.is_gone() {
         tokio::time::sleep(if there.first.is_none() { LOOK / 10 } else { LOOK }).await;
-        if let Ok(sight) = control.connections().await
-            && there.look(&sight)
-        {
-            return;
+        if let Ok(sight) = control.connections().await {
+            there.look(&sight);
         }
     }
 }
@@ -251,13 +251,17 @@ impl There {
     fn look(&mut self, sight: &Sight) -> bool {
         match &mut self.first {
             // Both times by one clock: this proxy's may show any other time.
-            Some((_, started)) if sight.started > *started + CLOCK => return true,
+            Some((there, started)) if sight.started > *started + CLOCK => there.clear(),
             // The connection that asks is among `sight.all`; the first look has left it out.
             Some((there, _)) => there.retain(|connection| sight.all.contains(connection)),
             // This may include connections of this proxy, if they came first; the wait is longer
             // then.
             None => self.first = sight.others().map(|others| (others, sight.started)),
         }
+        self.is_gone()
+    }
+
+    fn is_gone(&self) -> bool {
         self.first.as_ref().is_some_and(|(there, _)| there.is_empty())
     }
 }
@@ -435,6 +439,15 @@ mod tests {
         assert!(!there.look(&sight(5, &[(26, "conn_listening"), OWN, (31, "conn_parse_cmd")])));
         assert!(!there.look(&sight(5, &[(26, "conn_listening"), OWN, (31, "conn_read"), (32, "conn_read")])));
         assert!(there.look(&sight(5, &[(26, "conn_listening"), OWN, (32, "conn_read")])));
+    }
+
+    /// A server that fails in the next moment would say nothing of it before it is back.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_no_connection_at_the_first_look_is_not_waited_for() {
+        let cluster = alone(SERVERS);
+        let none = There { first: Some((BTreeSet::new(), 5)) };
+        let waits = awaited(cluster.controls[ONE.index()].clone(), none);
+        assert!(waits.now_or_never().is_some(), "at once");
     }
 
     #[test]
