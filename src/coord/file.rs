@@ -359,6 +359,20 @@ mod tests {
         assert_eq!(one.read(soon()).unwrap().value, Value::Unreadable);
     }
 
+    /// Signals to these numbers would go to others, or to the first process.
+    #[test]
+    fn no_other_number_is_taken_for_a_process_and_no_other_file_for_a_holders() {
+        for pid in ["-1", "0", "1", "x", ""] {
+            assert_eq!(Process::parse(&format!("{pid} 2 3 4")), None, "{pid}");
+        }
+        assert!(Process::parse("2 2 3 4").is_some() && Process::parse("2 2 3").is_none());
+        assert_eq!(holder_of(b"fleet", b"fleet.00000000000000ff"), Some("00000000000000ff"));
+        for name in ["fleet.ff", "fleet.00000000000000fg", "fleet.lock", "fleet", "other.00000000000000ff"] {
+            assert_eq!(holder_of(b"fleet", name.as_bytes()), None, "{name}");
+        }
+        assert!(network(0x6969).is_some() && network(0x0102_1994).is_none(), "tmpfs is of this host");
+    }
+
     #[test]
     fn a_file_without_its_content_is_no_record() {
         let dir = tempfile::tempdir().unwrap();

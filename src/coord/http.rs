@@ -264,6 +264,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::coord::NameServer;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(5)
@@ -318,6 +319,59 @@ mod tests {
         assert_eq!(late, HttpError::Unanswered("not in time".to_owned()));
     }
 
+    /// Its end without a word, and what is no part of an answer, are found before something else is
+    /// sent: nobody would know whether that was done.
+    #[test]
+    fn a_kept_connection_is_used_again_only_while_nothing_comes_on_it() {
+        let plain = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+        let more = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello and more";
+        let (mut http, serving) = serve(vec![vec![plain], vec![more], vec![plain]]);
+        for is_kept in [true, false, true] {
+            assert_eq!(http.ask("/", None, None, soon()).unwrap().body, "hello");
+            assert_eq!(http.kept.is_some(), is_kept);
+            while http.kept.as_ref().is_some_and(is_quiet) {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(serving.join().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn an_answer_without_an_end_is_given_up() {
+        let head = "HTTP/1.1 200 OK\r\n";
+        let piece = format!("80000\r\n{}\r\n", "a".repeat(0x80000));
+        for endless in [
+            format!("{head}X: {}", "a".repeat(2 * MOST)),
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n{}", piece.repeat(4)),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut http = Http::new(listener.local_addr().unwrap().to_string());
+            let serving = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 4096]);
+                // (Nobody reads all of it.)
+                let _ = stream.write_all(endless.as_bytes());
+            });
+            let wrong = http.ask("/", None, None, soon()).unwrap_err();
+            assert!(wrong.to_string().contains("too long"), "{wrong}");
+            serving.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_followed_when_nobody_answers_where_it_led() {
+        let (names, name) = NameServer::new();
+        let (there, serving) = serve(vec![vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"]]);
+        let mut http = Http::with_name("name".to_owned(), name);
+        let nobody = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        nobody.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        names.answer(&[&nobody.local_addr().unwrap().as_socket().unwrap().to_string()]);
+        assert!(matches!(http.ask("/", None, None, soon()), Err(HttpError::NotSent(_))));
+        names.answer(&[there.authority()]);
+        assert_eq!(http.ask("/", None, None, soon()).unwrap().body, "ok");
+        serving.join().unwrap();
+    }
+
     #[test]
     fn what_is_no_http_is_an_error() {
         for answer in [
@@ -325,6 +379,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\n\r\nwithout a length",
             "HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n99999999\r\n",
         ] {
             let (mut http, serving) = serve(vec![vec![answer]]);
             let wrong = http.ask("/", None, None, soon()).unwrap_err();

@@ -135,6 +135,10 @@ fn what_a_candidate_leaves_alone() {
     let mut witness = proxy(1);
     witness.me.candidate = false;
     assert_eq!(poll(&mut witness, &Value::Absent, 3 * LEASE), []);
+    let mut beside = proxy(1);
+    beside.me.candidate = false;
+    poll(&mut beside, &Value::Record(record(2, Tenure::Serving)), 0);
+    assert_eq!(beside.handle(Boot(0), Event::IsDead(Holder(2))), [], "it is no candidate");
     let mut cut_off = proxy(1);
     let long = LEASE + LEASE / 3;
     assert_eq!(poll(&mut cut_off, &Value::Record(record(2, Tenure::Serving)), long), [Action::Survey]);

@@ -86,6 +86,14 @@ impl Drop for Server {
     }
 }
 
+/// Where nobody listens, and nobody else comes to listen as long as the second is held.
+fn nobody() -> (String, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+    (address, socket)
+}
+
 fn record(heartbeat: u64) -> Record {
     Record { heartbeat, ..Record::of(Holder(1)) }
 }
@@ -135,7 +143,7 @@ fn a_real_etcd_is_read_and_swapped_restarts_and_refuses() {
     let said = Etcd::new(std::slice::from_ref(&address), "test", None).judge(soon()).unwrap().unwrap();
     assert!(said.contains(&address) && said.contains("HTTP"), "{said}");
     serving.join().unwrap();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (nobody, _held) = nobody();
     let mut several = Etcd::new(&[nobody, server.client.clone()], "test", None);
     assert!(matches!(several.swap(&seen, &record(7), soon()), Ok(Swapped::Done(_))));
 
@@ -223,6 +231,54 @@ fn a_member_that_answers_with_an_error_is_left_and_what_it_was_asked_is_not_aske
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
 
+/// Whoever asked the next one at once would hear that a swap is refused which the first has made.
+#[test]
+fn what_a_silent_member_was_asked_is_asked_of_no_other_and_the_next_one_is_asked_next() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (good, asked) = door(200, HEALTHY);
+    let mut etcd = Etcd::new(&[silent.local_addr().unwrap().to_string(), good], "test", None);
+    let absent = Seen { revision: 0, value: Value::Absent };
+    let late = Instant::now() + Duration::from_millis(100);
+    assert!(etcd.swap(&absent, &record(1), late).is_err());
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "it may have been done");
+    assert_eq!(etcd.swap(&absent, &record(2), Instant::now() + Duration::from_secs(2)), Ok(Swapped::Done(1)));
+}
+
+/// In both ways in which etcd says so.
+#[test]
+fn who_is_told_that_its_token_is_over_logs_in_again() {
+    for (status, body) in [(401, "{}"), (400, r#"{"error":"etcdserver: invalid auth token"}"#)] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut block, mut tokens) = ([0; 8192], 0);
+            while let Ok(n @ 1..) = stream.read(&mut block) {
+                let asked = String::from_utf8_lossy(&block[..n]).into_owned();
+                let (status, body) = if asked.contains("/v3/auth/authenticate") {
+                    tokens += 1;
+                    (200, format!(r#"{{"token":"t{tokens}"}}"#))
+                } else if asked.contains("Authorization: t1\r\n") {
+                    (status, body.to_owned())
+                } else {
+                    (200, HEALTHY.to_owned())
+                };
+                write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            }
+        });
+        let access = Access { user: "root".to_owned(), password: "secret".to_owned() };
+        let mut etcd = Etcd::new(&[address], "test", Some(access));
+        assert_eq!(etcd.read(soon()).map(|seen| seen.value), Ok(Value::Absent), "{status}");
+    }
+}
+
+#[test]
+fn a_swap_that_is_made_has_a_revision() {
+    let (strange, _) = door(200, r#"{"header":{"revision":"0"},"succeeded":true}"#);
+    let mut etcd = Etcd::new(&[strange], "test", None);
+    assert!(etcd.swap(&Seen { revision: 0, value: Value::Absent }, &record(1), soon()).is_err());
+}
+
 #[test]
 fn one_member_that_will_do_is_enough_for_a_start() {
     for (status, body) in [
@@ -241,7 +297,7 @@ fn one_member_that_will_do_is_enough_for_a_start() {
 
 #[test]
 fn a_name_server_that_is_slow_takes_no_others_time() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (nobody, _held) = nobody();
     let (good, _) = door(200, HEALTHY);
     let absent = Seen { revision: 0, value: Value::Absent };
     let ((slow, name), mut etcd) = (NameServer::new(), Etcd::new(&[nobody.clone(), good.clone()], "test", None));
@@ -279,7 +335,7 @@ fn what_is_no_etcd_or_too_old_is_named() {
         assert!(said.contains(&address) && said.contains(word), "{said}");
         serving.join().unwrap();
     }
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (nobody, _held) = nobody();
     let unreachable = Etcd::new(std::slice::from_ref(&nobody), "test", None).judge(soon()).unwrap_err().to_string();
     assert!(unreachable.contains(&nobody), "{unreachable}");
 }
