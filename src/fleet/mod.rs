@@ -372,6 +372,10 @@ async fn hand_over(
     (keeper, shared): (Keeper, Arc<Shared>),
 ) {
     leaves.await;
+    if let Err(why) = serving.standbys.successors() {
+        // (Whoever it is told by to stop may know that: all are stopped, say.)
+        tracing::warn!(why, "nobody is known to take over: clients wait, unless another proxy is started");
+    }
     let mut known = keeper.known.clone();
     tokio::spawn(async move {
         // Nobody can be answered, and nothing is to be said to servers; and workers stand still, so
