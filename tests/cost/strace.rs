@@ -125,7 +125,8 @@ fn count(io_uring: &str, more: &[&str], ceilings: &[(Workload, [f64; 2])]) {
     let mut broken = Vec::new();
     println!("system calls of a request that move bytes, of all kinds, with --io-uring {io_uring} {more:?}:");
     for &(workload, measured) in ceilings {
-        let backups = if workload.mirrored { 2 } else { 0 };
+        // A fleet has some.
+        let backups = if workload.mirrored || !more.is_empty() { 2 } else { 0 };
         // No probe in between, and nobody is late, however slow tracing is.
         let args = ["--threads", "1", "--probe-interval", "60s", "--timeout", "10s", "--leader-timeout", "20s"];
         let args = [&args[..], &["--io-uring", io_uring], more].concat();
