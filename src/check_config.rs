@@ -56,7 +56,8 @@ fn judge(args: CheckArgs) -> ExitCode {
                 let _ = writeln!(std::io::stderr(), "{error}");
             }
             let (count, noun) = (errors.len(), if errors.len() == 1 { "fault" } else { "faults" });
-            let _ = writeln!(std::io::stderr(), "{}: {count} {noun}", file.display());
+            let name = if file.is_empty() { "\"\"".to_owned() } else { file.display().to_string() };
+            let _ = writeln!(std::io::stderr(), "{name}: {count} {noun}");
             ExitCode::from(EXIT_WRONG)
         }
     }

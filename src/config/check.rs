@@ -29,7 +29,7 @@ use crate::ring::Distribution;
 
 use operators::Operators;
 use pools::Outside;
-use split::{Split, one_line, split};
+use split::{Split, one_line, shortened, split};
 
 /// What `--threads auto` takes at most: past four the servers are the bottleneck, not the proxy.
 const MAX_AUTO_THREADS: usize = 4;
@@ -95,7 +95,13 @@ pub(super) fn command_line(arguments: Vec<OsString>, host: &Host) -> Result<Comm
     let Some(matches) = matches else { return Err(UsageErrors(faults)) };
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let ids: BTreeSet<String> = matches.ids().map(ToString::to_string).filter(|id| given(id)).collect();
-    let config = config_file(&matches, host);
+    let config = match config_file(&matches, host) {
+        Ok(config) => config,
+        Err(fault) => {
+            faults.push(fault);
+            return Err(UsageErrors(faults));
+        }
+    };
     let command = Args::command();
     let sources = Sources::read(&command, config.as_deref(), &host.variables, &ids);
     faults.extend(sources.faults.iter().cloned());
@@ -157,12 +163,19 @@ fn judge(all: Vec<OsString>, found: &[Found], (host, config): (&Host, Option<Pat
 
 /// `--config`, or its variable; made absolute, because a daemon leaves the directory it was started
 /// in.
-fn config_file(matches: &ArgMatches, host: &Host) -> Option<PathBuf> {
-    let given = matches.get_many::<String>("config").and_then(|mut all| all.next_back()).map(OsString::from);
+fn config_file(matches: &ArgMatches, host: &Host) -> Result<Option<PathBuf>, String> {
+    let given = matches.get_many::<String>("config").and_then(|mut all| all.next_back());
     let variable = || host.variables.iter().find(|(name, _)| *name == super::sources::variable("config"));
-    let path = given.or_else(|| variable().map(|(_, path)| path.clone()))?;
+    let (from, path) = match (given, variable()) {
+        (Some(path), _) => ("--config", OsString::from(path)),
+        (None, Some((name, path))) => (name.as_str(), path.clone()),
+        (None, None) => return Ok(None),
+    };
+    if path.is_empty() {
+        return Err(format!("{from} \"\": is no path; give the path of a file"));
+    }
     let path = host.directory.join(path);
-    Some(std::path::absolute(&path).unwrap_or(path))
+    Ok(Some(std::path::absolute(&path).unwrap_or(path)))
 }
 
 /// Collects faults while it turns text into values. A value that cannot be read is reported and
@@ -193,7 +206,8 @@ impl Check<'_> {
         let unix_socket_mode = self.unix_socket_mode(args);
         let operators = self.operators(args, &listen);
         let own: Vec<_> = listen.iter().copied().chain(operators.admin).collect();
-        self.not_itself(&own, primaries.iter().chain(&backups));
+        self.not_itself(&own, "server", &primaries);
+        self.not_itself(&own, "backup", &backups);
 
         let threads = self.threads(args);
         let io_uring = self.io_uring(args);
@@ -368,11 +382,12 @@ impl Check<'_> {
     /// Reports a value that cannot be right: `-p/--port 99999: why`.
     fn bad(&mut self, id: &str, value: &str, why: impl Display) {
         let flag = self.flag_with(id, Some(value));
-        let value = if value.is_empty() || value.contains(char::is_whitespace) {
+        let value = if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c.is_control()) {
             format!("{value:?}")
         } else {
             value.to_owned()
         };
+        let value = shortened(&value);
         let by_equals = self.origins.find(id, None).is_none() && self.arg(id).is_require_equals_set();
         self.faults.push(format!("{flag}{}{value}: {why}", if by_equals { '=' } else { ' ' }));
     }

@@ -22,6 +22,8 @@ pub(super) const VARIABLES: &str = concat!("RESILVER", "_");
 const FILE_MAX: u64 = 1 << 20;
 /// Not for a file: what names it, what is done once, and what people never give.
 const NOT_IN_FILES: [&str; 5] = ["config", "background-child", "leave-fleet", "help", "version"];
+/// What the reader says of a key that stands in one table twice; all else can be read.
+const TWICE: &str = "duplicate key";
 /// Options that may be repeated.
 const SEVERAL: [&str; 3] = ["server", "backup", "listen"];
 /// Options of which one answers the other's question.
@@ -192,10 +194,17 @@ impl Sources {
         };
         let at = |offset: usize| Origin::File { path: path.to_owned(), line: line_of(&text, offset) };
         let (table, errors) = DeTable::parse_recoverable(&text);
-        self.unread = !errors.is_empty();
         for error in errors {
-            let offset = error.span().map_or(0, |span| span.start);
-            self.faults.push(format!("{}: {}", at(offset), error.message().replace('\n', "; ")));
+            let span = error.span().unwrap_or_default();
+            let twice = error.message() == TWICE;
+            self.unread |= !twice;
+            self.faults.push(match text.get(span.clone()).filter(|_| twice) {
+                Some(key) => format!("{}: {}: stands twice; write it once", at(span.start), key.trim_matches('"')),
+                None => format!("{}: {}", at(span.start), error.message().replace('\n', "; ")),
+            });
+        }
+        if let Some(last) = self.faults.last_mut().filter(|_| self.unread) {
+            last.push_str("; values are checked once this is right");
         }
         let pools = table.get_ref().get("pool").and_then(|pools| pools.get_ref().as_table());
         self.table(command, table.get_ref(), &at, pools.map(|_| false));
@@ -253,8 +262,9 @@ impl Sources {
             }
             other => {
                 let kind = other.type_str();
+                let a = if kind.starts_with('a') { "an" } else { "a" };
                 self.faults
-                    .push(format!("{origin}: {name}: is a {kind}; give a text in quotes, a number, true or false"));
+                    .push(format!("{origin}: {name}: is {a} {kind}; give a text in quotes, a number, true or false"));
             }
         }
     }

@@ -255,7 +255,8 @@ fn one_fault_at_a_time() {
         ("-s [::1]:1 -b [0:0::1]:1", "is a primary too"),
         ("-s localhost:1 -b 127.0.0.1:1", "is a primary too"),
         ("-s [::ffff:10.0.0.1]:1 -s 10.0.0.1:1", "stands twice"),
-        ("-s 127.0.0.1:11211", "talk to itself"),
+        ("-s 127.0.0.1:11211", "-s/--server 127.0.0.1:11211: the proxy would listen there itself"),
+        ("-s a:1 -b 127.0.0.1:11211", "-b/--backup 127.0.0.1:11211: the proxy would listen there itself"),
         ("-s localhost:7 -p 7 -l 0.0.0.0", "talk to itself"),
         ("-s a:1 -p 0", "leaves nowhere to listen"),
         ("-s a:1 -p 0 -f /s -l 0.0.0.0", "-l/--listen contradicts"),
@@ -264,8 +265,14 @@ fn one_fault_at_a_time() {
         ("-s a:1 -p x", "-p/--port x: "),
         ("-s a:1 -p 1 -p 2", "was given twice, as 1 and as 2"),
         ("-s a:1 -l 1.2.3.4:5", "-l/--listen 1.2.3.4:5: is no address"),
+        ("-s a:1 -l fe80::1%eth0", "-l/--listen fe80::1%eth0: a link-local address is one interface's"),
+        ("-s a:1 -l [fe80::1]", "-l/--listen [fe80::1]: a link-local address is one interface's"),
+        ("-s a:1 --admin [fe80::1%eth0]:9150", "--admin [fe80::1%eth0]:9150: a link-local address"),
         ("-s a:1 -l nowhere", "-l/--listen nowhere: cannot be resolved"),
         ("-s a:1 -f /", "-f/--unix-socket /: must be the path of a file"),
+        ("-s a:1 -f /a\0b", r#"-f/--unix-socket "/a\0b": has a zero byte"#),
+        ("-s a:1 --log-file a\0b", r#"--log-file "a\0b": has a zero byte"#),
+        ("-s a:1 -b b:1 --coordinate file:/a\0b", "must be the absolute path of a file"),
         ("-s a:1 -f /s -a 778", "-a/--unix-socket-mode 778: must be an octal mode from 0 to 777"),
         ("-s a:1 -f /s -a 1777", "-a/--unix-socket-mode 1777: must be an octal mode"),
         ("-s a:1 -f /s -a +7", "-a/--unix-socket-mode +7: must be an octal mode"),
@@ -303,6 +310,7 @@ fn one_fault_at_a_time() {
         ("-s a:1 --item-size-max big", "--item-size-max big: not a size"),
         ("-s a:1 --timeout 0", "--timeout 0: cannot be zero"),
         ("-s a:1 --timeout 250", "write 250ms or 250s"),
+        ("-s a:1 --timeout inf", "--timeout inf: not a time"),
         ("-s a:1 --timeout 2h", "--timeout 2h: must be from 1ms to 1h"),
         ("-s a:1 --leader-timeout 0s", "--leader-timeout 0s: cannot be zero"),
         ("-s a:1 --leader-timeout 100ms", "is shorter than --timeout 250ms"),
@@ -337,9 +345,35 @@ fn one_fault_at_a_time() {
         assert_eq!(faults.len(), 1, "{line}: {faults:#?}");
         assert!(faults[0].contains(words) && !faults[0].contains('\n'), "{line}: {:?} lacks {words:?}", faults[0]);
     }
+    for text in ["--config=", "--config= -s a:1"] {
+        assert_eq!(faults_on(text, &host()), ["--config \"\": is no path; give the path of a file"]);
+    }
+    let empty = Host { variables: vec![variable("CONFIG", "")], ..host() };
+    assert!(faults_on("-s a:1", &empty)[0].starts_with(&variable("CONFIG", "").0), "{empty:?}");
     let faults = faults_on("-s a:1 -u 4242", &root());
     assert!(faults[0].contains("give -g too"), "{faults:?}");
     assert_eq!(run_on("-s a:1 -u 4242 -g nogroup", &root()).process.user.as_deref(), Some("4242"));
+}
+
+/// Which argument is no text; and one that nobody reads to its end does not hide what to do.
+#[test]
+fn arguments_that_are_no_text_and_very_long_ones_are_named() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let other = std::ffi::OsString::from_vec(vec![b'a', 0xff]);
+    let mut with_flag = std::ffi::OsString::from("--pid-file=");
+    with_flag.push(&other);
+    let line = ["resilver".into(), "-s".into(), "a:1".into(), "--log-file".into(), other, with_flag, "-nx".into()];
+    let UsageErrors(faults) = CommandLine::parse(line, &host()).expect_err("no text");
+    assert_eq!(faults[..2], ["--log-file a\u{fffd}: is no text (UTF-8)", "--pid-file=a\u{fffd}: is no text (UTF-8)"]);
+    assert!(faults.len() == 3 && faults[2].starts_with("-n/--max-clients x: "), "{faults:?}");
+    let long = "x".repeat(10_000);
+    for flag in ["--timeout=", "--resync=", "--ketama=", "--stray=", "--coordinate=", "-u", "-s"] {
+        let faults = faults_on(&format!("-s a:1 -b b:1 {flag}{long}"), &host());
+        assert!(faults.len() == 1 && faults[0].len() < 800, "{flag}: {faults:?}");
+    }
+    // A path may be as long as that.
+    let path = format!("/{}", "x".repeat(250));
+    assert!(faults_on(&format!("-s a:1 -f {path}"), &host())[0].contains(&path));
 }
 
 #[test]
@@ -475,6 +509,7 @@ fn several_proxies() {
 }
 
 mod pools;
+mod sources;
 
 /// Of the environment.
 fn variable(option: &str, value: &str) -> (String, std::ffi::OsString) {
@@ -493,100 +528,4 @@ fn file(text: &str, line: &str, variables: &[(&str, &str)]) -> Result<One, Vec<S
         Err(UsageErrors(faults)) => Err(faults.iter().map(|fault| fault.replace(path, "r.toml")).collect()),
         Ok(other) => panic!("{other:?}"),
     }
-}
-
-#[test]
-fn the_command_line_wins_over_variables_and_these_over_the_file() {
-    let text = "server = [\"a:1\", \"b:1\"]\nport = 1\nmax-clients = 1_0\nverbose = 2\nketama = true\ntimeout = \"1s\"\n\
-                daemon = true\noperator-commands = false\nresync-rate = 0x10\nbackup = \"c:1\"";
-    let of_file = file(text, "", &[]).expect("a good file");
-    assert_eq!((addresses(&of_file.primaries), of_file.listen[0].port()), (vec!["a:1".into(), "b:1".into()], 1));
-    assert_eq!((of_file.max_clients, of_file.timeout, of_file.resync_rate), (10, ms(1000), Some(16)));
-    assert!(of_file.process.daemonize && !of_file.operator_commands && of_file.process.log.filter.contains("trace"));
-    assert_eq!((of_file.distribution, addresses(&of_file.backups)), (Distribution::Ketama, vec!["c:1".into()]));
-    let variables = [("PORT", "2"), ("SERVER", "x:1, y:1"), ("TIMEOUT", "2s")];
-    let both = file(text, "", &variables).expect("good variables");
-    assert_eq!((addresses(&both.primaries), both.listen[0].port()), (vec!["x:1".into(), "y:1".into()], 2));
-    let all = file(text, "-p 3 -s z:1 -D", &variables).expect("a good line");
-    assert_eq!((addresses(&all.primaries), all.listen[0].port()), (vec!["z:1".into()], 3));
-    assert_eq!((all.timeout, all.max_clients, all.process.daemonize), (ms(2000), 10, false));
-    // A switch that is off is said, too.
-    let off = file(text, "", &[("KETAMA", "no"), ("VERBOSE", "0")]).expect("good variables");
-    assert!(off.distribution == Distribution::Modula && off.process.log.filter == "warn,resilver=info");
-    // … and says nothing of its opposite.
-    for variable in ["FOREGROUND", "KETAMA"] {
-        assert!(file(text, "", &[(variable, "no")]).expect("good variables").process.daemonize, "{variable}");
-    }
-    assert!(!file(text, "", &[("FOREGROUND", "yes")]).expect("good variables").process.daemonize);
-    // Without a file.
-    let host = Host { variables: vec![variable("KETAMA", "yes")], ..host() };
-    assert_eq!(run_on("-s a:1", &host).distribution, Distribution::Ketama);
-}
-
-#[test]
-fn all_that_is_wrong_is_told_with_where_it_stands() {
-    let text = "server = [\"a:1\",\n \"a:1\"]\nport = 99999\nmax_clients = 10\nn = 3\ntimeout = \"250\"\nresync = \"never\"\n\
-                ketama = \"perhaps\"\nthreads = 1.5\nconfig = \"x\"\nbackground-child = true\nidle-timeout = [\"1s\", \"2s\"]\n\
-                [log]\nfile = \"x\"\n[[pool]]\nport = 1";
-    let faults = file(text, "", &[("LEADER_TIMEOUT", "soon"), ("THREADS", "tcp://10.0.0.1:1")]);
-    let faults = faults.expect_err("it is wrong");
-    for fault in [
-        "r.toml:2: server a:1: stands twice on this ring",
-        "r.toml:3: port 99999: must be a whole number",
-        "r.toml:4: max_clients: there is no such option; did you mean max-clients?",
-        "r.toml:5: n: write it out: max-clients",
-        "r.toml:6: timeout 250: a time needs its unit",
-        "r.toml:7: resync never: there is no such mode",
-        "r.toml:8: ketama perhaps: must be true or false",
-        "r.toml:9: threads: is a float",
-        "r.toml:10: config: is for the command line alone",
-        "r.toml:11: background-child: is for the command line alone",
-        "r.toml:12: idle-timeout was given twice, as 1s and as 2s",
-        "r.toml:13: [log]: there are no tables",
-        "r.toml:15: pool: write [pool.NAME]",
-        &format!("{VARIABLES}LEADER_TIMEOUT soon: not a time"),
-        &format!("{VARIABLES}THREADS tcp://10.0.0.1:1: Kubernetes sets it"),
-    ] {
-        assert_eq!(faults.iter().filter(|told| told.starts_with(fault)).count(), 1, "{fault}: {faults:#?}");
-    }
-    assert_eq!(faults.len(), 15, "{faults:#?}");
-    let faults = file("server = [\"a:1\",\n \"b c\"]", "", &[]).expect_err("no server's name");
-    assert!(faults.len() == 1 && faults[0].starts_with("r.toml:2: server \"b c\": "), "{faults:?}");
-    let faults = file("server = [\"a:1\"]\nport = 3\n\nport = 4\nlisten = \"x\n", "", &[]).expect_err("no TOML");
-    assert!(faults.iter().any(|told| told.starts_with("r.toml:4: duplicate key")), "{faults:?}");
-    assert!(faults.iter().any(|told| told.starts_with("r.toml:5: ")), "{faults:?}");
-    assert!(faults_on("--config /nosuch/file", &host())[0].starts_with("/nosuch/file: cannot be read: "));
-    let host = Host { variables: vec![variable("TIMOUT", "1s")], ..host() };
-    assert_eq!(run_on("-s a:1", &host).process.unknown_variables, [variable("TIMOUT", "").0]);
-}
-
-/// The file with every option: it is what is printed, and with the comment signs taken away where
-/// it states a default it changes nothing.
-#[test]
-fn the_file_of_defaults_has_every_option_and_changes_nothing() {
-    let text = super::sources::defaults();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let example = std::fs::read_to_string(root.join("examples/resilver.toml")).unwrap();
-    assert_eq!(text, example, "resilver check-config --defaults > examples/resilver.toml");
-    let is_option = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
-    let options: Vec<&str> = text.lines().filter(is_option).map(|line| &line[1..]).collect();
-    assert!(options.len() > 35, "{options:?}");
-    let stated = options.iter().filter(|line| {
-        let value = line.split(" = ").nth(1).unwrap_or_default().trim_matches('"');
-        let word = value.len() > 1 && value.chars().all(|c| c.is_ascii_uppercase() || c == ':');
-        !(value.starts_with('[') || word)
-    });
-    let stated: Vec<&str> = stated.copied().collect();
-    // Limits of resyncs are refused without backups, also when they are the defaults,
-    // and settings of a fleet without `--coordinate`.
-    let fleet = ["lease", "candidate", "former-grace", "prove-writes"];
-    let stated: Vec<&str> =
-        stated.into_iter().filter(|line| !fleet.contains(&line.split(' ').next().unwrap_or_default())).collect();
-    let text = format!("server = [\"a:1\"]\nbackup = [\"b:1\"]\n{}", stated.join("\n"));
-    let mut with = file(&text, "", &[]).unwrap_or_else(|faults| panic!("{faults:#?}"));
-    with.process.config = None;
-    assert_eq!(format!("{with:?}"), format!("{:?}", run("-s a:1 -b b:1")));
-    let small = std::fs::read_to_string(root.join("examples/resilver-small.toml")).unwrap();
-    assert_eq!(small.lines().count(), 10, "a file of ten lines");
-    assert_eq!(file(&small, "", &[]).expect("a good file").primaries.len(), 2);
 }

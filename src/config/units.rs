@@ -9,7 +9,8 @@ use std::time::Duration;
 /// What is wrong with it and what to write instead.
 pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    if text.parse::<f64>().is_ok_and(|n| n != 0.0) {
+    let number = text.len() < 20 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    if number && text.parse::<f64>().is_ok_and(|n| n != 0.0) {
         return Err(format!("a time needs its unit: write {text}ms or {text}s"));
     }
     humantime::parse_duration(text).map_err(|_| "not a time: write for example 250ms, 2s or 1m30s".to_owned())
@@ -68,6 +69,8 @@ mod tests {
         }
         for (text, hint) in
             [("250", "needs its unit"), ("1.5", "needs its unit"), ("soon", "not a time"), ("", "not"), ("-1s", "not")]
+                .into_iter()
+                .chain(["-1", "1e3", "inf", "nan", "infinity", &"9".repeat(1000)].map(|text| (text, "not a time")))
         {
             let error = parse_time(text).unwrap_err();
             assert!(error.contains(hint), "{text:?}: {error}");

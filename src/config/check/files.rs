@@ -11,6 +11,10 @@ const SOCKET_PATH_MAX: usize = 107;
 impl Check<'_> {
     pub(super) fn path(&mut self, id: &str, values: &[String]) -> Option<PathBuf> {
         let text = self.single(id, values)?;
+        if text.contains('\0') {
+            self.bad(id, text, "has a zero byte, which no path may have");
+            return None;
+        }
         // Absolute, because a daemon leaves the directory it was started in.
         match std::path::absolute(text).and_then(|_| std::path::absolute(self.host.directory.join(text))) {
             Ok(path) if path.file_name().is_some() && !text.ends_with('/') => Some(path),

@@ -30,20 +30,30 @@ impl Check<'_> {
             self.fault("--leave-fleet contradicts --coordinate, which keeps a fleet; give one of them");
         }
         if args.backup.is_empty() {
-            self.fault("--coordinate needs backups (-b): without them there is nothing that must be kept equal, and proxies may run side by side");
+            self.fault_about(
+                "coordinate",
+                " needs backups (-b): without them there is nothing that must be kept equal, and proxies may run side \
+                 by side",
+            );
         }
         if resync == ResyncMode::Off {
-            self.fault("--coordinate contradicts --resync=off: copies are kept equal by what is recorded on the servers; give --resync=auto or manual");
+            self.fault_about(
+                "coordinate",
+                " contradicts --resync=off: copies are kept equal by what is recorded on the servers; give \
+                 --resync=auto or manual",
+            );
         }
         let register = self.register(&text);
         let login = self.path("coordinate_login", &args.coordinate_login);
         if let (Some(_), Some(RegisterSettings::File(_))) = (&login, &register) {
-            self.fault("--coordinate-login is for etcd; with file: the file's owner and mode say who may use it");
+            let why = " is for etcd; with file: the file's owner and mode say who may use it";
+            self.fault_about("coordinate_login", why);
         }
         let advertise = self.advertise(&args.advertise);
         if advertise.is_none() && listen.is_empty() {
-            self.fault(
-                "--coordinate without TCP (-p 0): the other proxies cannot reach this one; give --advertise HOST:PORT",
+            self.fault_about(
+                "coordinate",
+                " without TCP (-p 0): the other proxies cannot reach this one; give --advertise HOST:PORT",
             );
         }
         let second = Duration::from_secs(1);
@@ -74,7 +84,7 @@ impl Check<'_> {
         const HINT: &str = "give etcd://HOST:PORT[,HOST:PORT...]/NAME, or file:PATH for proxies of one host";
         if let Some(path) = text.strip_prefix("file:") {
             let path = PathBuf::from(path);
-            if path.is_absolute() && path.file_name().is_some() && !text.ends_with('/') {
+            if path.is_absolute() && path.file_name().is_some() && !text.ends_with('/') && !text.contains('\0') {
                 return Some(RegisterSettings::File(path));
             }
             self.bad("coordinate", text, "must be the absolute path of a file, for example file:/run/resilver/fleet");

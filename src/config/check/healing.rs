@@ -89,10 +89,8 @@ impl Check<'_> {
             ["resync_rate", "resync_latency", "resync_memory"].into_iter().filter(|id| self.asked(id)).collect();
         if args.backup.is_empty() && backups.is_empty() {
             if self.asked("resync") && mode == ResyncMode::Manual {
-                let sentence = format!(
-                    "--resync={mode} without -b/--backup: there is nothing to refill from; give backups or drop it"
-                );
-                self.fault(sentence);
+                let why = "without -b/--backup: there is nothing to refill from; give backups or drop it";
+                self.fault_about("resync", format_args!("={mode} {why}"));
             }
             for id in limits {
                 self.fault_about(id, " without -b/--backup: there is nothing to refill from; give backups or drop it");

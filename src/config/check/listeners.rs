@@ -1,7 +1,7 @@
 //! Servers and listening addresses, and whether they go together.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::Check;
 use crate::ring::{Distribution, NodeAddr, ServerSpec};
@@ -53,6 +53,10 @@ impl Check<'_> {
         for text in values.iter().flat_map(|value| value.split(',')) {
             let literal = text.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(text);
             let addresses = match literal.parse::<IpAddr>() {
+                _ if is_link_local(literal) => {
+                    self.bad("listen", text, LINK_LOCAL);
+                    Vec::new()
+                }
                 Ok(address) => vec![address],
                 Err(_) => self.listen_name(text),
             };
@@ -89,15 +93,21 @@ impl Check<'_> {
     }
 
     /// `resilver -s 127.0.0.1:11211` with the default port would forward to itself for ever.
-    pub(super) fn not_itself<'s>(&mut self, listen: &[SocketAddr], servers: impl Iterator<Item = &'s ServerSpec>) {
-        for (server, own) in itself(listen, servers) {
-            let sentence = format!(
-                "server {}: the proxy would listen there itself ({own}) and talk to itself; give another -p",
-                server.addr
-            );
-            self.fault(sentence);
+    pub(super) fn not_itself(&mut self, listen: &[SocketAddr], id: &str, servers: &[ServerSpec]) {
+        for (server, own) in itself(listen, servers.iter()) {
+            let why = format_args!("the proxy would listen there itself ({own}) and talk to itself; give another -p");
+            self.bad(id, &server.to_string(), why);
         }
     }
+}
+
+pub(super) const LINK_LOCAL: &str =
+    "a link-local address is one interface's, and is not listened on; give another address, or :: for all";
+
+/// With its interface or without: `fe80::1%eth0`.
+pub(super) fn is_link_local(host: &str) -> bool {
+    let address = host.split('%').next().unwrap_or_default().parse::<Ipv6Addr>();
+    address.is_ok_and(|address| address.is_unicast_link_local())
 }
 
 /// Those servers that are one of these listeners, as far as literal addresses tell.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use super::Check;
+use super::listeners::{LINK_LOCAL, is_link_local};
 use crate::config::args::Args;
 use crate::ring::NodeAddr;
 
@@ -37,6 +38,10 @@ impl Check<'_> {
             return None;
         }
         let address = match text.parse::<NodeAddr>() {
+            Ok(NodeAddr { host, .. }) if is_link_local(&host) => {
+                self.bad("admin", text, LINK_LOCAL);
+                None
+            }
             Ok(NodeAddr { host, port }) => match host.parse::<IpAddr>() {
                 Ok(ip) => Some(SocketAddr::new(ip, port)),
                 Err(_) => self.admin_name(text, &host).map(|ip| SocketAddr::new(ip, port)),

@@ -8,6 +8,9 @@ use clap::{Arg, ArgMatches, CommandFactory};
 
 use super::Args;
 
+/// Longer than any that somebody reads; a path may have as many.
+const WORD_MAX: usize = 256;
+
 /// A command line cut into options.
 pub(super) enum Split {
     Print(String),
@@ -29,12 +32,28 @@ pub(super) fn split(mut arguments: Vec<OsString>) -> Split {
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             return Split::Print(error.render().to_string());
         }
+        if let Some(fault) = remove_what_is_no_text(&mut arguments, &error) {
+            faults.push(fault);
+            continue;
+        }
         faults.push(lone_mode(&arguments, &error).unwrap_or_else(|| one_line(&error)));
         if !remove_culprit(&mut arguments, &error) {
             return Split::Matches(None, faults, arguments);
         }
     }
     Split::Matches(None, faults, arguments)
+}
+
+/// clap says only that some argument is none. With its option, which would lack its value then.
+fn remove_what_is_no_text(arguments: &mut Vec<OsString>, error: &clap::Error) -> Option<String> {
+    let at = arguments.iter().position(|argument| argument.to_str().is_none())?;
+    if error.kind() != ErrorKind::InvalidUtf8 {
+        return None;
+    }
+    let is_option = |argument: &OsString| argument.to_string_lossy().starts_with('-');
+    let from = if at > 1 && !is_option(&arguments[at]) && is_option(&arguments[at - 1]) { at - 1 } else { at };
+    let words: Vec<String> = arguments.drain(from..=at).map(|word| word.to_string_lossy().into_owned()).collect();
+    Some(format!("{}: is no text (UTF-8)", shortened(&words.join(" "))))
 }
 
 /// Takes the argument that clap complains of off the command line; false if it cannot be found
@@ -81,6 +100,20 @@ fn short_of(arg: &Arg, long: &str) -> Option<String> {
         .flatten()
 }
 
+/// A word of more than [`WORD_MAX`] characters has its middle left out: what is to be done stands
+/// behind it.
+pub(super) fn shortened(text: &str) -> String {
+    let short = |word: &str| match word.chars().count() {
+        0..=WORD_MAX => word.to_owned(),
+        all => {
+            let begin: String = word.chars().take(WORD_MAX / 2).collect();
+            let end: String = word.chars().skip(all - WORD_MAX / 4).collect();
+            format!("{begin}...{end} ({all} characters)")
+        }
+    };
+    text.split(' ').map(short).collect::<Vec<_>>().join(" ")
+}
+
 /// clap's message without its frame: one line, like all the others.
 pub(super) fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
@@ -91,7 +124,7 @@ pub(super) fn one_line(error: &clap::Error) -> String {
         }
         if !part.is_empty() {
             let separator = if line.is_empty() { "" } else { "; " };
-            let _ = write!(line, "{separator}{}", part.strip_prefix("error: ").unwrap_or(part));
+            let _ = write!(line, "{separator}{}", shortened(part.strip_prefix("error: ").unwrap_or(part)));
         }
     }
     line
