@@ -74,11 +74,12 @@ fn show(args: StatusArgs) -> ExitCode {
     if args.check {
         return check::main(args.at.look(true));
     }
-    let terminal = Terminal::stdout();
-    let look = Look { colours: terminal.colours, all: args.all, columns: terminal.columns() };
     let mut before: HashMap<String, Traffic> = HashMap::new();
     loop {
         let asked = args.at.look(true);
+        // Its window may have been made larger or smaller.
+        let terminal = Terminal::stdout();
+        let look = Look { colours: terminal.colours, all: args.all, columns: terminal.columns() };
         let text = match asked.as_deref() {
             Ok(all) if args.json => format!("{:#}\n", json(all)),
             Ok(all) => screens(&args, all, &before, look),

@@ -56,12 +56,13 @@ pub(crate) fn main(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 }
 
 fn look_again_and_again(args: TopArgs) -> ExitCode {
-    let terminal = Terminal::stdout();
-    let colours = terminal.colours && !args.batch;
-    let columns = terminal.columns().filter(|_| !args.batch);
     let mut before: HashMap<String, Traffic> = HashMap::new();
     loop {
         let asked = args.at.look(false);
+        // Its window may have been made larger or smaller.
+        let terminal = Terminal::stdout();
+        let colours = terminal.colours && !args.batch;
+        let columns = terminal.columns().filter(|_| !args.batch);
         let text = match &asked {
             // The first look has nothing to compare with.
             Ok(all) => (!before.is_empty()).then(|| screens(all, &before, (colours, columns))),
@@ -75,11 +76,11 @@ fn look_again_and_again(args: TopArgs) -> ExitCode {
             }
         };
         if let Some(text) = text {
-            let (begin, end) = match args.batch || args.once || !terminal.clears {
-                true => ("", if args.once { "" } else { "\n" }),
-                false => (terminal.begin(), ""),
+            let screen = match args.batch || args.once || !terminal.clears {
+                true => text + if args.once { "" } else { "\n" },
+                false => format!("{}{}", terminal.begin(), terminal.fitted(&text)),
             };
-            match print(&format!("{begin}{text}{end}")) {
+            match print(&screen) {
                 Ok(Reader::There) if !args.once => {}
                 Ok(_) => return ExitCode::SUCCESS,
                 Err(why) => return failed("top", why, EXIT_FAILED),

@@ -241,15 +241,15 @@ impl Seen {
         if any("resync_off").is_some() || self.mode == "off" {
             return "--resync=off: servers are taken at their word, and never refilled".to_owned();
         }
+        let lost: Vec<&Named> = self.servers.iter().filter(|server| is_lost(server)).collect();
         let refilled = match self.mode.as_str() {
             "manual" => format!("then: resilver resync{again}"),
+            _ if lost.len() > 1 => "they are refilled by themselves".to_owned(),
             _ => "it is refilled by itself".to_owned(),
         };
-        let lost: Vec<&Named> = self.servers.iter().filter(|server| is_lost(server)).collect();
         // Its process may live.
         let full: Vec<&Named> =
             lost.iter().copied().filter(|server| server.fields.text("reason") == "connection_limit").collect();
-        let hangs = lost.iter().find(|server| server.fields.text("reason") == "timeout");
         match self.word() {
             _ if !full.is_empty() => format!(
                 "{} {} no more connections (memcached's -c): close others, or start the proxy with a lower -i; {refilled}",
@@ -260,13 +260,7 @@ impl Seen {
                 format!("nothing; before and after a server is restarted: resilver wait --mirrored{again}")
             }
             Word::Dark => self.next_where_dark(again),
-            _ if !lost.is_empty() => match hangs {
-                Some(server) => format!(
-                    "resume or restart memcached on {}, or mend the way to it: it does not answer; {refilled}",
-                    server.name
-                ),
-                None => format!("start memcached on {}; {refilled}", some_of(&names_of(&lost), NAMED)),
-            },
+            _ if !lost.is_empty() => format!("{}; {refilled}", next_where_lost(&lost)),
             _ if any("copies_missing").is_some() => {
                 "a server refuses or evicts items: give it more memory (-m); they are tried again".to_owned()
             }
@@ -277,6 +271,22 @@ impl Seen {
             _ => "wait; it heals by itself".to_owned(),
         }
     }
+}
+
+/// What is done to servers that are lost: one that hangs may have its memory.
+fn next_where_lost(lost: &[&Named]) -> String {
+    let hangs = |server: &&Named| server.fields.text("reason") == "timeout";
+    let (hang, ended): (Vec<&Named>, Vec<&Named>) = lost.iter().copied().partition(hangs);
+    let start = format!("start memcached on {}", some_of(&names_of(&ended), NAMED));
+    if hang.is_empty() {
+        return start;
+    }
+    let resume = format!(
+        "resume or restart memcached on {}, or mend the way to {}",
+        some_of(&names_of(&hang), NAMED),
+        if hang.len() == 1 { "it: it does not answer" } else { "them: they do not answer" }
+    );
+    if ended.is_empty() { resume } else { format!("{resume}; {start}") }
 }
 
 fn state(server: &Named) -> &str {

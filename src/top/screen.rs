@@ -6,10 +6,10 @@ use crate::console::signs;
 use crate::console::table::{Table, Tone};
 use crate::report::figures::{rate, wait};
 use crate::report::lines::PLACE;
-use crate::report::seen::Seen;
+use crate::report::seen::{Named, Seen};
 use crate::report::traffic::{Line, Traffic};
 
-/// Servers that are told one by one: those that are asked most.
+/// Servers that are told one by one: those that are not up, and those that are asked most.
 const SERVERS_TOLD: usize = 40;
 /// What a narrow window does without, the first ones first.
 const SPARE: [&str; 5] = ["CONNECTIONS", "IN FLIGHT", "REFUSED/S", "PLACE", "P50"];
@@ -72,7 +72,9 @@ impl Screen<'_> {
         let none = Line::default();
         let line = |name: &str| self.since.servers.get(name).unwrap_or(&none);
         let mut all: Vec<_> = self.seen.servers.iter().collect();
-        all.sort_by_key(|server| std::cmp::Reverse(line(&server.name).total()));
+        // (Of a low window the last ones are not seen.)
+        let is_up = |server: &Named| server.fields.text("state") == "up";
+        all.sort_by_key(|server| (is_up(server), std::cmp::Reverse(line(&server.name).total())));
         let head = ["SERVER", "PLACE", "STATE", "CMD/S", "P50", "P99", "IN FLIGHT", "CONNECTIONS"];
         let mut table = Table::new(&head, self.colours);
         for server in all.iter().take(SERVERS_TOLD) {
@@ -107,9 +109,10 @@ mod tests {
     use crate::report::seen::stats;
 
     #[test]
-    fn what_is_asked_most_stands_first() {
-        let status = "mode auto\nmirrored 1\npair:a:1|b:1:state mirrored\nnode:a:1:state up\nnode:b:1:state lost";
-        let servers = "a:1:place primary\na:1:in_flight 2\na:1:connections 4\nb:1:place backup";
+    fn what_is_not_up_and_then_what_is_asked_most_stands_first() {
+        let status = "mode auto\nmirrored 1\npair:a:1|b:1:state mirrored\nnode:a:1:state up\nnode:b:1:state lost\n\
+                      node:c:1:state up";
+        let servers = "a:1:place primary\na:1:in_flight 2\na:1:connections 4\nb:1:place backup\nc:1:place primary";
         let seen = Seen::of([stats(status), stats(""), stats(servers)]).expect("an answer");
         let traffic = "uptime_ms 2000
             clients 3
@@ -120,8 +123,9 @@ mod tests {
             command:set:stored 8
             command:set:server_error 2
             server:a:1:sent 40
-            server:b:1:sent 400
-            server:b:1:us:512 9";
+            server:b:1:sent 4
+            server:b:1:us:512 9
+            server:c:1:sent 400";
         let since = Traffic::of(&stats(traffic)).expect("an answer");
         assert_eq!(
             Screen { seen: &seen, since: &since, proxy: "p:1", colours: false, columns: None }.to_string(),
@@ -131,7 +135,8 @@ COMMAND  REQ/S  P50    P99    HITS    REFUSED/S  ERRORS/S
 get      1000   0.1ms  0.1ms  75.0 %  0          0
 set      5.0    -      -      -       0          1.0
 SERVER  PLACE    STATE   CMD/S  P50    P99    IN FLIGHT  CONNECTIONS
-b:1     backup   ! lost  200    0.6ms  0.6ms  0          0
+b:1     backup   ! lost  2.0    0.6ms  0.6ms  0          0
+c:1     primary  up      200    -      -      0          0
 a:1     primary  up      20     -      -      2          4
 "
         );

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// Whether the story is told, and Ctrl-C is the normal end.
 static OVER: AtomicBool = AtomicBool::new(false);
@@ -100,9 +100,13 @@ impl Show {
         if !self.terminal {
             return ProgressBar::hidden();
         }
-        let template = format!("  {{bar:40}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{msg}}");
+        let template = format!("  {{bar:40}} {{human_pos}}/{{human_len}} {unit} {{rate}} {{msg}}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::new(length).with_style(style)
+        // (The one that is there has four decimals.)
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{}/s", number(state.per_sec() as u64));
+        };
+        ProgressBar::new(length).with_style(style.with_key("rate", rate))
     }
 
     /// A line that changes; nothing where there is no terminal.

@@ -176,7 +176,7 @@ fn many_servers_that_lead_alone_take_one_line() {
         text.contains("\n! c01:1, c02:1, c03:1, c04:1 and 12 more lead 16 pairs alone: do not touch them\n"),
         "{text}"
     );
-    assert!(text.contains("\nnext: start memcached on b01:1, b02:1, b03:1, b04:1 and 12 more; it is"), "{text}");
+    assert!(text.contains("\nnext: start memcached on b01:1, b02:1, b03:1, b04:1 and 12 more; they are"), "{text}");
 }
 
 /// The proxy's word for the whole outranks what its pairs say.
@@ -195,6 +195,29 @@ fn the_word_is_the_worst_and_never_better_than_the_proxys_own() {
         assert_eq!(word(1, state), expected, "{state}");
     }
     assert_eq!([Word::Mirrored, Word::Degraded, Word::Dark].map(Word::exit_code), [0, 1, 2]);
+}
+
+#[test]
+fn servers_that_hang_and_servers_that_have_ended_are_told_apart() {
+    let hangs = server("lost", "timeout");
+    let next = |servers: &str| shown(&seen(0, "", &pair("degraded", "timeout"), servers), true);
+    let one = "next: resume or restart memcached on cache1:1, or mend the way to it: it does not answer; it is \
+               refilled by itself\n";
+    assert!(next(&hangs).contains(one), "{}", next(&hangs));
+    let both = |reason: &str| {
+        let status = format!(
+            "mode auto\nmirrored 0\npairs_unused 0\n{}\n{hangs}\nnode:cache4:1:state lost\nnode:cache4:1:reason {reason}",
+            pair("degraded", "timeout")
+        );
+        let servers = "cache1:1:place primary\ncache4:1:place primary";
+        shown(&Seen::of([stats(&status), stats("uptime 1"), stats(servers)]).expect("an answer"), true)
+    };
+    for (reason, words) in [
+        ("reset", "on cache1:1, or mend the way to it: it does not answer; start memcached on cache4:1; they are "),
+        ("timeout", "on cache1:1, cache4:1, or mend the way to them: they do not answer; they are refilled by "),
+    ] {
+        assert!(both(reason).contains(words), "{}", both(reason));
+    }
 }
 
 /// To restart it would lose what it holds, and there is nothing wrong with the way to it.
