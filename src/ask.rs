@@ -125,8 +125,7 @@ enum Said {
         #[command(flatten)]
         at: ProxyArg,
     },
-    /// Lists all keys, a line each, with their expiry and size; only where clients connect, and not
-    /// through --admin-socket
+    /// Lists all keys, a line each, with their expiry and size
     #[command(after_help = EXIT_CODES)]
     Keys {
         #[command(flatten)]

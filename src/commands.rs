@@ -2,6 +2,7 @@
 //! how clap knows each, and how it is run.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Command, CommandFactory as _};
@@ -31,16 +32,37 @@ const ALONE: [Alone; 7] = [
 ];
 
 /// Runs the command whose word stands behind the program's name, if one does: none of magent's
-/// flags is a bare word, so they are read as ever.
-pub fn run(mut arguments: Vec<OsString>) -> Option<ExitCode> {
+/// flags is a bare word, so they are read as ever. `wrong`: the exit code for a word that is none.
+pub fn run(mut arguments: Vec<OsString>, wrong: u8) -> Option<ExitCode> {
     let word = arguments.get(1)?.to_str()?;
     if ask::WORDS.contains(&word) {
         return Some(ask::main(arguments));
     }
-    let alone = ALONE.iter().find(|alone| alone.word == word)?;
+    let Some(alone) = ALONE.iter().find(|alone| alone.word == word) else {
+        let why = unknown(word)?;
+        let _ = writeln!(std::io::stderr(), "resilver: {why}");
+        return Some(ExitCode::from(wrong));
+    };
     arguments.remove(0);
     Some((alone.run)(arguments))
 }
+
+/// What is said of a word that is no command, in place of what the daemon lacks; `None`: it is an
+/// option.
+fn unknown(word: &str) -> Option<String> {
+    if word.is_empty() || word.starts_with('-') {
+        return None;
+    }
+    let words: Vec<&str> = ALONE.iter().map(|alone| alone.word).chain(ask::WORDS).collect();
+    Some(format!(
+        "{:?}: there is no such command; the commands are {}; resilver --help tells of them, and of all options",
+        word.chars().take(WORD_MAX).collect::<String>(),
+        words.join(", ")
+    ))
+}
+
+/// As much of a word as is shown.
+const WORD_MAX: usize = 64;
 
 /// What the daemon is asked to print in place of running: its help, or its version.
 ///
@@ -72,9 +94,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_word_of_a_command_is_left_to_the_daemon() {
-        for line in ["resilver", "resilver -s a:1", "resilver --config status", "resilver statuses"] {
-            assert!(run(line.split(' ').map(OsString::from).collect()).is_none(), "{line}");
+    fn options_are_left_to_the_daemon_and_a_word_that_is_no_command_is_named() {
+        for line in ["resilver", "resilver -s a:1", "resilver --config status", "resilver ", "resilver - x"] {
+            assert!(run(line.split(' ').map(OsString::from).collect(), 64).is_none(), "{line}");
         }
+        let said = unknown("statuses").expect("no command");
+        assert!(
+            said.starts_with("\"statuses\": there is no such command; ") && said.contains(" check-config, "),
+            "{said}"
+        );
+        assert!(unknown(&"x".repeat(10_000)).is_some_and(|said| said.len() < 500));
+        let code = run(["resilver", "help"].map(OsString::from).to_vec(), 64);
+        assert_eq!(format!("{code:?}"), format!("{:?}", Some(ExitCode::from(64))));
     }
 }

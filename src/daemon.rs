@@ -9,6 +9,7 @@ mod background;
 mod handed;
 mod limits;
 mod listen;
+mod log_lines;
 mod logging;
 mod pid_file;
 mod privileges;
@@ -21,7 +22,7 @@ pub use listen::{BindError, Bound, Listeners, Listening, OperatorListeners, Sock
 pub(crate) use listen::{bind_also, cannot_accept, into_tokio};
 pub(crate) use logging::OpenedLog;
 pub use logging::{LogError, span_of, start_logging};
-pub(crate) use logging::{open_log, thread_of};
+pub(crate) use logging::{lost_log_lines, open_log, thread_of};
 pub use pid_file::{PidFile, PidFileError};
 pub use privileges::{Identity, PrivilegeError};
 pub use signals::Signals;

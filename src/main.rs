@@ -19,7 +19,7 @@ const EXIT_USAGE: u8 = 64;
 const EXIT_OS: u8 = 71;
 
 fn main() -> ExitCode {
-    if let Some(ended) = resilver::commands::run(std::env::args_os().collect()) {
+    if let Some(ended) = resilver::commands::run(std::env::args_os().collect(), EXIT_USAGE) {
         return ended;
     }
     let host = Host::this();
@@ -81,7 +81,9 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
     let own = of_pools.chain(&plan.process.admin_socket).filter(|path| !bound.kept.contains(path));
     let socket_files = own.map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
     if let Some(identity) = &identity {
-        for path in pid_file.iter().map(PidFile::path).chain(socket_files.iter().map(SocketFile::path)) {
+        // A device or a pipe in the log's place stays whose it is.
+        let log = plan.process.log.file.as_deref().filter(|path| path.is_file());
+        for path in pid_file.iter().map(PidFile::path).chain(socket_files.iter().map(SocketFile::path)).chain(log) {
             identity.hand_over(path)?;
         }
         identity.assume()?;

@@ -147,6 +147,7 @@ impl Reload {
                 log.put_in_place();
                 "the log is opened anew, and all else".to_owned()
             }
+            Err(error) if error == why => "all".to_owned(),
             Err(error) => format!("({error}) all"),
         };
         tracing::error!("not reloaded: {log} stays as it was: {why}");
@@ -156,7 +157,7 @@ impl Reload {
     /// The same, as an operator is told of it.
     pub(crate) async fn answer(&self) -> Bytes {
         match self.reload().await {
-            Ok(said) => Bytes::from(format!("STAT reloaded {said}\r\nEND\r\n")),
+            Ok(said) => Bytes::from(format!("STAT reloaded: {said}\r\nEND\r\n")),
             Err(why) => server_error(format_args!("not reloaded: {why}")),
         }
     }

@@ -1,10 +1,11 @@
-//! What Linux tells of this process; zeroes elsewhere.
+//! What Linux tells of this process (zeroes elsewhere), and what its log has lost.
 
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
+use crate::daemon::lost_log_lines;
 use crate::report::metrics::Process;
 
 pub(super) fn look() -> Process {
@@ -24,6 +25,7 @@ pub(super) fn look() -> Process {
         open_files: open_files(),
         open_files_max: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
         threads: field(20),
+        log_lines_lost: lost_log_lines(),
     }
 }
 

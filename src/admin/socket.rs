@@ -1,5 +1,6 @@
-//! The operators' unix socket: `stats`, `resync`, `node`, `reload` and `version` as lines, answered
-//! as by the text protocol. Who may connect is a matter of its mode and folder.
+//! The operators' unix socket: `stats`, `resync`, `node`, `lru_crawler metadump`, `reload` and
+//! `version` as lines, answered as by the text protocol. Who may connect is a matter of its mode
+//! and folder.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::cluster::{Desk, Losses};
+use crate::cluster::{Desk, Listed, Listing, Losses};
 use crate::config::PoolName;
 use crate::daemon::{cannot_accept, span_of};
 use crate::lease;
@@ -38,7 +39,10 @@ const WORD_MAX: Duration = Duration::from_secs(1);
 
 const TOO_LONG: &str = "a command has at most 2048 bytes, with the end of its line";
 const BUSY: &[u8] = b"SERVER_ERROR too many connections to the admin socket\r\n";
-const TAKEN: &str = "the admin socket takes stats, resync, node, reload, version, pool and quit";
+/// A list of keys begins within this time; and each piece of it is taken within it, as by clients.
+const LIST_MAX: Duration = Duration::from_secs(60);
+
+const TAKEN: &str = "the admin socket takes stats, resync, node, reload, version, lru_crawler metadump, pool and quit";
 const NOTHING_SAID: &[u8] = b"SERVER_ERROR nothing was said here for 300 seconds: closed\r\n";
 const SILENT: Bytes = Bytes::from_static(
     b"SERVER_ERROR no answer: the proxy is starting or ending, or its servers take too long; see its log\r\n",
@@ -109,21 +113,54 @@ async fn serve(stream: UnixStream, mut operators: Operators) -> Closing {
         }
         // Without its end it is the last line of somebody who says no more: `printf … | nc -U`.
         let too_long = line.len() as u64 == LINE_MAX && !line.ends_with(b"\n");
-        let said = if too_long { Some(client_error(TOO_LONG)) } else { operators.obey(&line).await };
-        let Some(said) = said else { return Closing::SocketQuit };
+        let said = if too_long { Said::Answer(client_error(TOO_LONG)) } else { operators.obey(&line).await };
         if too_long {
             tracing::warn!("a connection to the admin socket is closed: {TOO_LONG}");
         }
-        let written = timeout(WRITE_TIMEOUT, stream.write_all(&said)).await;
-        if written.is_err() {
-            tracing::warn!("a connection to the admin socket is closed: it takes no answer for 10 s");
-        }
+        let written = match said {
+            Said::Quit => return Closing::SocketQuit,
+            Said::Answer(said) => put(&mut stream, &said, WRITE_TIMEOUT).await,
+            Said::Keys(listing) => list(&mut stream, listing).await,
+        };
         match written {
-            Err(_) => return Closing::SocketLate,
+            Err(Some(late)) => return late,
             _ if too_long => return Closing::SocketLongLine,
-            Ok(Err(_)) => return Closing::SocketLeft,
-            Ok(Ok(())) => {}
+            Err(None) => return Closing::SocketLeft,
+            Ok(()) => {}
         }
+    }
+}
+
+/// What comes of a line.
+enum Said {
+    Answer(Bytes),
+    Keys(Listing),
+    /// Ends the connection.
+    Quit,
+}
+
+/// Why nothing more can be written; `None`: the operator has left.
+type Unwritten = Option<Closing>;
+
+async fn put(stream: &mut BufReader<UnixStream>, said: &[u8], most: Duration) -> Result<(), Unwritten> {
+    let Ok(written) = timeout(most, stream.write_all(said)).await else {
+        let seconds = most.as_secs();
+        tracing::warn!("a connection to the admin socket is closed: it takes no answer for {seconds} s");
+        return Err(Some(Closing::SocketLate));
+    };
+    written.map_err(|_| None)
+}
+
+/// A list goes on as long as its pieces are taken.
+async fn list(stream: &mut BufReader<UnixStream>, mut listing: Listing) -> Result<(), Unwritten> {
+    let mut next = timeout(LIST_MAX, listing.next()).await.unwrap_or(Listed::Nothing);
+    loop {
+        match next {
+            Listed::Piece(piece) => put(stream, &piece, LIST_MAX).await?,
+            Listed::End(said) => return put(stream, &said, WRITE_TIMEOUT).await,
+            Listed::Nothing => return put(stream, &SILENT, WRITE_TIMEOUT).await,
+        }
+        next = listing.next().await;
     }
 }
 
@@ -136,23 +173,26 @@ impl Operators {
         Operators { pools, reload, chosen }
     }
 
-    /// What is answered; `None` ends the connection.
-    async fn obey(&mut self, line: &[u8]) -> Option<Bytes> {
+    async fn obey(&mut self, line: &[u8]) -> Said {
         let line = String::from_utf8_lossy(line);
         let mut words = line.split_ascii_whitespace();
         let command = words.next().unwrap_or_default();
         let rest = words.collect::<Vec<_>>().join(" ");
         let question = match command {
-            "" => return Some(client_error(format_args!("an empty line; {TAKEN}"))),
+            "" => return Said::Answer(client_error(format_args!("an empty line; {TAKEN}"))),
             "stats" => Question::Stats(rest.clone()),
             "resync" => Question::Resync(rest.clone()),
             "node" => Question::Node(rest.clone()),
-            "pool" => return Some(self.choose(&rest)),
-            "reload" => return Some(self.reload().await),
-            "version" => return Some(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
-            "quit" => return None,
+            "lru_crawler" if rest == "metadump" || rest.starts_with("metadump ") => {
+                Question::List(rest["metadump".len()..].trim_start().to_owned())
+            }
+            "pool" => return Said::Answer(self.choose(&rest)),
+            "reload" => return Said::Answer(self.reload().await),
+            "version" => return Said::Answer(Bytes::from(format!("VERSION {}\r\n", crate::proxy::VERSION))),
+            "quit" => return Said::Quit,
             other => {
-                return Some(client_error(format_args!("{other}: {TAKEN}; other commands are for clients' listeners")));
+                let refusal = format_args!("{other}: {TAKEN}; other commands are for clients' listeners");
+                return Said::Answer(client_error(refusal));
             }
         };
         let Some(pool) = self.chosen.and_then(|at| self.pools.get(at)) else {
@@ -160,13 +200,17 @@ impl Operators {
             // What the commands ask whom they do not know, and what is true of all pools.
             if matches!(&question, Question::Stats(part) if part == "proxy") {
                 let ready = u8::from(self.all_answer().await);
-                return Some(Bytes::from(format!(
+                return Said::Answer(Bytes::from(format!(
                     "STAT proxy:role active\r\nSTAT proxy:ready {ready}\r\nSTAT proxy:pools {names}\r\nEND\r\n"
                 )));
             }
-            return Some(client_error(format_args!(
+            return Said::Answer(client_error(format_args!(
                 "{command}: of which pool? There are {names}: say pool NAME first (--pool NAME of the commands)"
             )));
+        };
+        let question = match question {
+            Question::List(classes) => return pool.list(classes).await,
+            other => other,
         };
         let looks = only_looks(&question);
         let said = pool.ask(question).await;
@@ -175,7 +219,7 @@ impl Operators {
             let _of_pool = span_of(pool.name.as_ref()).entered();
             tracing::info!(command, words = ?rest, %answer, "an operator's command on the admin socket");
         }
-        Some(said)
+        Said::Answer(said)
     }
 
     /// Whether the control plane of each pool answers, and none is starting.
@@ -224,6 +268,13 @@ impl Pool {
                 None => SILENT,
             },
         }
+    }
+
+    async fn list(&self, classes: String) -> Said {
+        if self.losses.shown().is_some() && lease::is_over() {
+            return Said::Answer(suspended());
+        }
+        self.desk.list(classes).await.map_or(Said::Answer(SILENT), Said::Keys)
     }
 }
 

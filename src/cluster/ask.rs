@@ -18,7 +18,7 @@ use super::desk::{Looker, Request};
 use super::inquiries::Inquiry;
 
 /// Who asked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Asker {
     pub(super) worker: WorkerId,
     pub(super) client: ClientKey,
@@ -106,6 +106,10 @@ impl Cluster {
             Request::Command(question, reply) => {
                 let asker = Asker::at_the_desk(self.desk.wait_for(reply));
                 self.asked(asker, question);
+            }
+            Request::List(classes, pieces, end) => {
+                let asker = Asker::at_the_desk(self.desk.wait_for(end));
+                self.list_at_the_desk(asker, &classes, pieces);
             }
         }
     }

@@ -27,6 +27,8 @@ pub(super) enum Request {
     Report(Looker, oneshot::Sender<Box<Report>>),
     /// The answer as it is written to the text protocol.
     Command(Question, oneshot::Sender<Bytes>),
+    /// `lru_crawler metadump` of these classes: pieces, and the last words behind them.
+    List(String, mpsc::Sender<Bytes>, oneshot::Sender<Bytes>),
     /// Those of them that can change while the proxy runs; answered when they are in force.
     Settings(Box<Settings>, oneshot::Sender<()>),
 }
@@ -48,7 +50,7 @@ impl Request {
     pub(super) fn is_given_up(&self) -> bool {
         match self {
             Request::Report(_, reply) => reply.is_closed(),
-            Request::Command(_, reply) => reply.is_closed(),
+            Request::Command(_, reply) | Request::List(_, _, reply) => reply.is_closed(),
             Request::Settings(_, reply) => reply.is_closed(),
         }
     }
@@ -106,6 +108,36 @@ impl Clerk {
     }
 }
 
+/// A list that is being told; whoever drops it ends it.
+#[derive(Debug)]
+pub struct Listing {
+    pieces: mpsc::Receiver<Bytes>,
+    end: Option<oneshot::Receiver<Bytes>>,
+}
+
+/// What comes of a list next.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Listed {
+    Piece(Bytes),
+    /// The last words.
+    End(Bytes),
+    /// The control plane is ending.
+    Nothing,
+}
+
+impl Listing {
+    /// Waits for it.
+    pub async fn next(&mut self) -> Listed {
+        if let Some(piece) = self.pieces.recv().await {
+            return Listed::Piece(piece);
+        }
+        match self.end.take() {
+            Some(end) => end.await.map_or(Listed::Nothing, Listed::End),
+            None => Listed::Nothing,
+        }
+    }
+}
+
 impl Desk {
     /// `None`: it has not begun, or is ending.
     pub async fn report(&self) -> Option<Box<Report>> {
@@ -125,6 +157,14 @@ impl Desk {
     /// See [`Request::Command`].
     pub async fn command(&self, question: Question) -> Option<Bytes> {
         self.ask(|reply| Request::Command(question, reply), COMMAND_PATIENCE).await
+    }
+
+    /// All keys, of these classes. `None`: it is ending.
+    pub async fn list(&self, classes: String) -> Option<Listing> {
+        let ((pieces, taken), (reply, end)) = (mpsc::channel(1), oneshot::channel());
+        let asked = tokio::time::timeout(PATIENCE, self.requests.send(Request::List(classes, pieces, reply))).await;
+        asked.ok()?.ok()?;
+        Some(Listing { pieces: taken, end: Some(end) })
     }
 
     /// Settings that can change while the proxy runs; false: nobody answers.

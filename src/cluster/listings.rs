@@ -4,8 +4,9 @@
 //! A piece is handed to the client's worker as bytes that know when they are dropped: written, or
 //! not going to be. As many as [`WINDOW`] of them are on their way; the others wait in the listing
 //! (memory up to a bound, then a file), whether the client is slow or stopped. One that takes
-//! nothing for [`STALLED`] is told so.
+//! nothing for [`STALLED`] is told so. An operator at the desk takes the pieces one by one.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +57,36 @@ impl AsRef<[u8]> for Piece {
 }
 
 impl Cluster {
+    /// For a client.
     pub(super) fn list(&mut self, asker: Asker, classes: &str) {
+        let Some(worker) = self.workers.get(asker.worker.index()).cloned() else { return };
+        let (pieces, mut listed) = mpsc::channel::<Bytes>(1);
+        let room = Arc::new(Semaphore::new(WINDOW));
+        let tell = async move {
+            while let Some(bytes) = listed.recv().await {
+                let Ok(Ok(free)) = timeout(STALLED, room.clone().acquire_owned()).await else { return };
+                let bytes = Bytes::from_owner(Piece { bytes, _room: free });
+                if worker.send(Command::Part { client: asker.client, bytes }).is_err() {
+                    return;
+                }
+            }
+        };
+        self.list_to(asker, classes, pieces, tell);
+    }
+
+    /// For an operator, who takes the pieces before the end.
+    pub(super) fn list_at_the_desk(&mut self, asker: Asker, classes: &str, pieces: mpsc::Sender<Bytes>) {
+        self.list_to(asker, classes, pieces, ready(()));
+    }
+
+    /// The end is told once `tell` is over.
+    fn list_to(
+        &mut self,
+        asker: Asker,
+        classes: &str,
+        pieces: mpsc::Sender<Bytes>,
+        tell: impl Future<Output = ()> + Send + 'static,
+    ) {
         let Some(classes) = Classes::parse(classes) else {
             return self.answer(asker, Outcome::Own(b"BADCLASS invalid class id\r\n"));
         };
@@ -78,19 +108,8 @@ impl Cluster {
         // It asks the control plane nothing.
         let (coordinator, _) = mpsc::channel(1);
         let context = self.context(over.clone(), Arc::new(Progress::new(std::iter::empty())), coordinator);
-        let (worker, room) = (self.workers[asker.worker.index()].clone(), Arc::new(Semaphore::new(WINDOW)));
         self.spawn(async move {
             let wanted = move |node, key: &[u8], line: &[u8]| classes.has(line) && leaders.shows(node, key);
-            let (pieces, mut listed) = mpsc::channel::<Bytes>(1);
-            let tell = async move {
-                while let Some(bytes) = listed.recv().await {
-                    let Ok(Ok(free)) = timeout(STALLED, room.clone().acquire_owned()).await else { return };
-                    let bytes = Bytes::from_owner(Piece { bytes, _room: free });
-                    if worker.send(Command::Part { client: asker.client, bytes }).is_err() {
-                        return;
-                    }
-                }
-            };
             let told = async { futures::join!(list(&context, nodes, wanted, pieces), tell).0 };
             let result = tokio::select! {
                 biased;
@@ -103,7 +122,7 @@ impl Cluster {
     }
 
     pub(super) fn listed(&mut self, asker: Asker, result: Result<(), ListError>) {
-        self.listings.0.retain(|listing| !listing.asker.is(asker.worker, asker.client));
+        self.listings.0.retain(|listing| listing.asker != asker);
         let end = match result {
             Ok(()) => Bytes::from_static(answer::END),
             Err(error) => {
@@ -158,5 +177,27 @@ mod tests {
         cluster.listings.0.clear();
         cluster.list(asker(2), "all");
         assert!(cluster.listings.0.is_empty(), "not while it is being filled");
+    }
+
+    /// Those of several operators are told apart, and each takes one of the places.
+    #[tokio::test(start_paused = true)]
+    async fn operators_have_lists_of_their_own() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1");
+        cluster.begin_open(State::Degraded { leader: Place::Primary });
+        let (pieces, _taken) = mpsc::channel(1);
+        let ask = |cluster: &mut Cluster| {
+            let (reply, said) = tokio::sync::oneshot::channel();
+            let asker = Asker::at_the_desk(cluster.desk.wait_for(reply));
+            cluster.list_at_the_desk(asker, "all", pieces.clone());
+            (asker, said)
+        };
+        let ((first, mut of_first), (second, _of_second), (_, third)) =
+            (ask(&mut cluster), ask(&mut cluster), ask(&mut cluster));
+        assert!(third.await.expect("an answer").starts_with(b"BUSY"));
+        cluster.listed(second, Ok(()));
+        assert!(cluster.listings.0.len() == 1 && cluster.listings.0[0].asker == first);
+        assert!(of_first.try_recv().is_err(), "its list goes on");
+        cluster.listed(first, Ok(()));
+        assert_eq!(of_first.try_recv().expect("the end"), answer::END);
     }
 }

@@ -133,7 +133,7 @@ use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
 use crate::suspicion::Suspicions;
 
-pub use desk::{Desk, SILENT};
+pub use desk::{Desk, Listed, Listing, SILENT};
 use events::Internal;
 pub use losses::{Losses, Lost, NoStandby};
 pub use names::Names;

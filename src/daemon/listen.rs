@@ -191,7 +191,9 @@ pub enum BindError {
 fn hint(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::AddrInUse => "; stop what listens there or give another -p",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need root",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need root, CAP_NET_BIND_SERVICE, or a systemd socket unit"
+        }
         io::ErrorKind::AddrNotAvailable => "; -l must be an address of this machine",
         _ => "",
     }

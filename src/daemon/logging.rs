@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use thiserror::Error;
 use tracing::Span;
@@ -11,6 +11,8 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, LogSettings, PoolName};
+
+use super::log_lines::{Lost, Next, Target, Writer};
 
 /// Why there is no log.
 #[derive(Debug, Error)]
@@ -37,42 +39,10 @@ const MAX_WAITING_LINES: usize = 16 * 1024;
 /// Bytes of a thread's name that the system keeps.
 const THREAD_NAME_MAX: usize = 15;
 
-type Writer = Box<dyn io::Write + Send>;
-
-/// Where lines go from the next one on, if that has changed.
-type Next = Arc<Mutex<Option<Writer>>>;
-
-/// Where lines go: a file or stderr, and another file from when the log is reloaded on. Owned by
-/// the thread that writes: whoever reloads never waits for a write.
-struct Target {
-    writer: Writer,
-    next: Next,
-}
-
-impl Target {
-    fn present(&mut self) -> &mut Writer {
-        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(next) = next {
-            // An error in closing the old file has no log to go to.
-            self.writer = next;
-        }
-        &mut self.writer
-    }
-}
-
-impl io::Write for Target {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.present().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.present().flush()
-    }
-}
-
 /// The log of this process, for [`open_log`].
 struct Log {
     next: Next,
+    lost: Arc<Lost>,
     filter: Box<dyn Fn(EnvFilter) + Send + Sync>,
 }
 
@@ -133,10 +103,11 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
             (Box::new(io::stderr()) as Writer, io::stderr().is_terminal() && !plain)
         }
     };
-    let next = Next::default();
-    let target = Target { writer, next: next.clone() };
+    let (next, lost) = (Next::default(), Arc::new(Lost::default()));
+    let target = Target::new(writer, next.clone(), lost.clone());
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).thread_name("log").finish(target);
+    lost.also_of(writer.error_counter());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&settings.filter)?)
         .with_writer(writer)
@@ -157,8 +128,13 @@ pub fn start_logging(settings: &LogSettings) -> Result<WorkerGuard, LogError> {
         }
     };
     installed.map_err(|_| LogError::Twice)?;
-    let _ = LOG.set(Log { next, filter });
+    let _ = LOG.set(Log { next, lost, filter });
     Ok(guard)
+}
+
+/// Lines of the log that were lost, because they could not be written.
+pub(crate) fn lost_log_lines() -> u64 {
+    LOG.get().map_or(0, |log| log.lost.lines())
 }
 
 /// A thread's name on the system's lists, which show [`THREAD_NAME_MAX`] bytes: with the first

@@ -83,8 +83,10 @@ impl PidFile {
             if is_living_resilver(&pid) {
                 return Err(PidFileError::Running { path: path.to_owned(), pid });
             }
-            write_pid(&mut file).map_err(system)?;
-            return Ok(PidFile { path: path.to_owned(), file });
+            // Dropped, and so removed, where the disk is full.
+            let mut own = PidFile { path: path.to_owned(), file };
+            write_pid(&mut own.file).map_err(system)?;
+            return Ok(own);
         }
         Err(system(io::Error::other("it is removed again and again by other processes")))
     }

@@ -80,7 +80,8 @@ impl Identity {
         Ok(Some(Identity { wanted, name, uid, gid }))
     }
 
-    /// Gives a file made while still root to the user to be, so that he can remove it.
+    /// Gives a file made while still root to the user to be, so that he can remove it, and open it
+    /// again.
     ///
     /// # Errors
     ///

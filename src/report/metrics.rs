@@ -57,6 +57,7 @@ pub struct Process {
     pub open_files: u64,
     pub open_files_max: u64,
     pub threads: u64,
+    pub log_lines_lost: u64,
 }
 
 /// A label's name and value.
@@ -427,6 +428,8 @@ impl Report {
         out.gauge("process_open_fds", "Open files and sockets.", process.open_files);
         out.gauge("process_max_fds", "The limit of that.", process.open_files_max);
         out.gauge("process_threads", "Threads.", process.threads);
+        let help = "Lines of the log that could not be written.";
+        out.counter("process_log_lines_lost_total", help, process.log_lines_lost);
         let started = self.process.started_unix_time;
         out.gauge("process_start_time_seconds", "When it was started, seconds since 1970.", started);
     }

@@ -342,7 +342,8 @@ fn operator_commands_are_taken_on_the_admin_socket_and_on_demand_nowhere_else() 
     for command in ["get k", "flush_all", ""] {
         let refusal = said_on(&socket, command);
         assert!(
-            refusal.starts_with("CLIENT_ERROR ") && refusal.contains("stats, resync, node, reload, version"),
+            refusal.starts_with("CLIENT_ERROR ")
+                && refusal.contains("stats, resync, node, reload, version, lru_crawler metadump"),
             "{refusal}"
         );
     }
@@ -371,6 +372,42 @@ fn operator_commands_are_taken_on_the_admin_socket_and_on_demand_nowhere_else() 
     wait_until("the seventeenth to be refused", DEADLINE, refused);
     drop(held);
     wait_until("there is room again", DEADLINE, || !refused());
+}
+
+#[test]
+fn all_keys_are_listed_through_the_admin_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("admin.sock");
+    let path = socket.to_str().expect("text");
+    let cluster = Cluster::start(&Shape::new(2, 1).proxy(&["--admin-socket", path]));
+    let mut client = cluster.client();
+    // More than is handed over in one piece, or waits in a socket.
+    for number in 0..4_000 {
+        client.set(&format!("{number}{}", "k".repeat(200)), b"v").expect("stored");
+    }
+    let listed = |proxy: &str| {
+        let output = Command::new(Proxy::binary()).args(["keys", "--proxy", proxy]).output().expect("run it");
+        let mut keys: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+        keys.sort();
+        (output.status.code(), keys)
+    };
+    let (code, keys) = listed(path);
+    assert!(code == Some(0) && keys.len() == 4_000 && keys[0].starts_with("key=0k"), "{code:?}, {}", keys.len());
+    assert_eq!(listed(&cluster.proxy.addr()), (Some(0), keys));
+    assert!(said_on(&socket, "lru_crawler metadump all\r\nversion").contains("\nEND\r\nVERSION "));
+    assert_eq!(said_on(&socket, "lru_crawler metadump nonsense"), "BADCLASS invalid class id\r\n");
+    for other in ["lru_crawler", "lru_crawler metadumps all", "lru_crawler crawl all"] {
+        assert!(said_on(&socket, other).starts_with("CLIENT_ERROR lru_crawler: the admin socket takes "), "{other}");
+    }
+    // Those who leave in the middle take no place from others.
+    for _ in 0..3 {
+        let mut leaves = UnixStream::connect(&socket).expect("the admin socket");
+        leaves.write_all(b"lru_crawler metadump all\r\n").expect("sent");
+        leaves.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+        leaves.read_exact(&mut [0; 10]).expect("a piece");
+        drop(leaves);
+        wait_until("its place to be free", DEADLINE, || listed(path).0 == Some(0));
+    }
 }
 
 #[test]

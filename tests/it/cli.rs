@@ -300,6 +300,12 @@ fn a_log_file_at_its_limit_ends_nothing() {
         assert_eq!(output(&["ask", "--proxy", &socket_text, "version"]).status.code(), Some(0));
     }
     assert_eq!(length(), 4096);
+    // The next file that takes lines says that some are lost.
+    std::fs::rename(&log, dir.path().join("log.1")).unwrap();
+    running.signal(Signal::SIGHUP);
+    until("the log says so", || {
+        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("lines of the log are lost"))
+    });
     running.signal(Signal::SIGTERM);
     assert_eq!(running.child.wait().unwrap().code(), Some(0));
 }
@@ -494,8 +500,10 @@ fn drops_privileges_after_binding() {
         return;
     }
     let dir = TempDir::new().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let ((pid_file, pid_text), (socket, socket_text)) = (path(&dir, "pid"), path(&dir, "s"));
-    let arguments = ["-u", "nobody", "-p", "0", "-f", &socket_text, "--pid-file", &pid_text];
+    let (log, log_text) = path(&dir, "log");
+    let arguments = ["-u", "nobody", "-p", "0", "-f", &socket_text, "--pid-file", &pid_text, "--log-file", &log_text];
     let daemon = Daemon::start(&arguments, &pid_file);
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
@@ -506,9 +514,16 @@ fn drops_privileges_after_binding() {
     assert_eq!(field("Uid:"), ids(nobody.uid.as_raw()));
     assert_eq!(field("Gid:"), ids(nobody.gid.as_raw()));
     assert!(!field("Groups:").split_whitespace().any(|group| group == "0"), "root's groups are gone");
-    for file in [&pid_file, &socket] {
+    for file in [&pid_file, &socket, &log] {
         assert_eq!(std::fs::metadata(file).unwrap().uid(), nobody.uid.as_raw());
     }
+    // So that user opens the log again, and no reload fails for it.
+    kill(Pid::from_raw(daemon.pid), Signal::SIGHUP).unwrap();
+    until("it is reloaded", || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(!log.contains("not reloaded"), "{log}");
+        log.contains("reloaded: nothing has changed")
+    });
     daemon.end(Signal::SIGTERM);
     // The directory is root's, so the files could only be emptied; they must not stop the next
     // start.

@@ -99,7 +99,7 @@ fn settings_are_read_again_without_closing_a_client_and_wrong_ones_change_nothin
     write("resync-rate = 40\nlog-format = \"json\"\nthreads = 3\nbackup = \"127.0.0.1:1\"\n");
     let (code, printed, complaint) = reload();
     assert_eq!((code, complaint.as_str()), (Some(0), ""), "the command line's servers and threads stay");
-    let (begin, end) = ("reloaded changed: ", "; only at the next start: log-format\n");
+    let (begin, end) = ("reloaded: changed: ", "; only at the next start: log-format\n");
     assert!(printed.starts_with(begin) && printed.ends_with(end), "{printed}");
     assert_eq!(setting(&mut client, "resync_rate"), "40");
     let (code, _, complaint) = run(&["reload", "--proxy", &cluster.proxy.addr()]);
@@ -133,7 +133,7 @@ fn a_log_that_takes_long_to_open_keeps_nobody_else_waiting() {
     assert_eq!(run(&["status", "--proxy", &socket]).0, Some(0));
     let reader = std::fs::File::open(&pipe).expect("the pipe");
     let output = reload.wait_with_output().expect("ended");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "reloaded changed: log-file\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "reloaded: changed: log-file\n");
     assert!(cluster.proxy.stop().success());
     drop(reader);
 }

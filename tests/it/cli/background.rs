@@ -123,4 +123,12 @@ fn a_pid_file_that_cannot_be_written_is_named() {
     let output = resilver().args(SERVER).args(["--pid-file", "/nonexistent/dir/pid"]).output().unwrap();
     assert_eq!(output.status.code(), Some(EXIT_OS));
     assert!(text(&output.stderr).contains("cannot write pid file /nonexistent/dir/pid"), "{}", text(&output.stderr));
+    // On a full disk no file is left that names nobody.
+    let dir = TempDir::new().unwrap();
+    let (pid_file, pid_text) = path(&dir, "pid");
+    let mut command = limited("trap '' XFSZ; ulimit -f 0");
+    let output = command.args(SERVER).args(["-p", &free_port().to_string(), "--pid-file", &pid_text]).output().unwrap();
+    assert_eq!(output.status.code(), Some(EXIT_OS));
+    assert!(text(&output.stderr).contains("cannot write pid file"), "{}", text(&output.stderr));
+    assert!(!pid_file.exists());
 }
