@@ -332,6 +332,9 @@ impl Plan {
             }
             // What it has written late was in flight when it was replaced, and no client was told.
             FillEvent::FormerGone(_) if self.after_crash => vec![],
+            // Nothing was filled while it was awaited, and what clients have written since is not
+            // adopted: what only the follower holds is still there to be kept.
+            FillEvent::FormerGone(_) if self.first == Some(Fill::Adopt) => vec![FillEffect::ListVoid],
             FillEvent::ForeignEnded(state) | FillEvent::FormerGone(state) => {
                 self.first = (state == State::Mirrored).then_some(Fill::Compare);
                 vec![FillEffect::ListVoid]
