@@ -7,6 +7,7 @@
 
 mod background;
 mod handed;
+mod heap;
 mod limits;
 mod listen;
 mod log_lines;
@@ -17,7 +18,9 @@ mod signals;
 mod supervisor;
 
 pub use background::{BackgroundError, detach, start_in_background, tell_ready};
-pub use limits::{FileLimit, LimitError, give_memory_back, raise_file_limit};
+pub(crate) use heap::stir as stir_heap;
+pub use heap::{give_memory_back, keep_heap_small};
+pub use limits::{FileLimit, LimitError, raise_file_limit};
 pub use listen::{BindError, Bound, Listeners, Listening, OperatorListeners, SocketFile, bind};
 pub(crate) use listen::{bind_also, cannot_accept, into_tokio};
 pub(crate) use logging::OpenedLog;

@@ -88,6 +88,7 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
         }
         identity.assume()?;
     }
+    daemon::keep_heap_small()?;
 
     let shutdown = CancellationToken::new();
     let files = Arc::new(Mutex::new(Some((pid_file, socket_files))));

@@ -122,23 +122,6 @@ impl FileLimit {
     }
 }
 
-/// Blocks from this size on, in bytes, are the system's own and go back to it as soon as they are
-/// free.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const OWN_BLOCK: i32 = 128 << 10;
-
-/// Memory that was needed once goes back to the system. glibc moves its limit up to 32 MiB with
-/// each large block that is freed, and keeps what is smaller: seen, 200 MB of values that were
-/// gone, for good.
-pub fn give_memory_back() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    #[expect(unsafe_code, reason = "there is no other way to say it but the environment, which is read before we run")]
-    // SAFETY: no pointers; called before there are other threads.
-    unsafe {
-        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, OWN_BLOCK);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -43,6 +43,10 @@ const TINY: u32 = FREE as u32 / MAX_READS;
 /// knows what its values are like. Each answer makes it one more.
 const FIRST_READS: u32 = 16;
 
+/// So many more it may have read for each answer that was what it was believed to be, where others
+/// have met large values.
+const PROVED_BY_ONE: u32 = 3;
+
 /// What a client may ask for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Access {
@@ -140,6 +144,8 @@ pub struct Client {
     pub(super) largest: u32,
     /// Keys that it may have read at once, as far as that is known.
     reads_max: u32,
+    /// What answers have proved since it began to read, see [`super::sizes`].
+    proved: u32,
     /// Number of the first slot.
     first: SlotNumber,
     in_flight: Option<Box<InFlight>>,
@@ -170,6 +176,7 @@ impl Client {
             handed: 0,
             largest: 0,
             reads_max: FIRST_READS,
+            proved: 0,
             first: SlotNumber(0),
             in_flight: None,
         }
@@ -239,13 +246,21 @@ impl Client {
         let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads(), f.unsent()));
         let unsent = unsent + self.handed as usize;
         if unsent < FREE && (self.largest <= TINY || self.largest < LARGE && !memory.is_short()) {
-            return self.reads_max.saturating_sub(reads);
+            return self.trusted(memory).saturating_sub(reads);
         }
         self.read_room_of_large(reads, unsent, memory)
     }
 
+    /// Keys that it may have read at once, as small as they are believed to be.
+    #[inline(always)]
+    fn trusted(&self, memory: &Memory) -> u32 {
+        self.reads_max.min(memory.sizes.first_reads() + self.proved)
+    }
+
     fn read_room_of_large(&self, reads: u32, unsent: usize, memory: &Memory) -> u32 {
-        let keys = self.reads_max.saturating_sub(reads);
+        // Others have met none that are much larger: what is believed is bad enough.
+        let as_large = self.largest >= memory.sizes.largest() / 4;
+        let keys = if as_large { self.reads_max } else { self.trusted(memory) }.saturating_sub(reads);
         // One at least, however large, for whoever waits for none. What a get holds back until its
         // last key was answered nobody can take before: neither an answer nor a free socket would
         // ever go on with it.
@@ -274,9 +289,24 @@ impl Client {
     }
 
     /// A value of this many bytes was read for it, or a miss.
-    fn learn(&mut self, bytes: usize) {
+    fn learn(&mut self, bytes: usize, memory: &Memory) {
+        memory.sizes.met(bytes);
+        if memory.sizes.are_mixed() {
+            self.prove(bytes);
+        }
         self.largest = (self.largest - self.largest / 16).max(bytes as u32);
         self.reads_max = (self.reads_max + 1).min(MAX_READS);
+    }
+
+    /// The answer may be what was believed. Once nothing is read nor waits to be, what comes next
+    /// is as unknown as ever.
+    #[cold]
+    #[inline(never)]
+    fn prove(&mut self, bytes: usize) {
+        let surprises = bytes >= LARGE as usize && bytes / 2 > self.largest as usize;
+        let goes_on = self.stalled || self.in_flight.as_ref().is_some_and(|f| f.reads() > 1);
+        let proved = (self.proved + PROVED_BY_ONE).min(MAX_READS);
+        self.proved = if goes_on && !surprises { proved } else { 0 };
     }
 
     /// Whether it was hardly answered anything yet.
@@ -531,7 +561,7 @@ impl Client {
     ) -> bool {
         let len = answer.weight();
         if read {
-            self.learn(len);
+            self.learn(len, memory);
         }
         self.waits_until(meter.now_us);
         let Some(f) = &mut self.in_flight else { return false };

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::sizes::Sizes;
+
 /// What each client may have beside the account. What is less is not worth a look at what all
 /// threads share.
 pub(super) const FREE: usize = 64 << 10;
@@ -17,12 +19,15 @@ pub struct Memory {
     /// Beside that: what came from clients that are not read from (`Backlog`).
     held_back: AtomicUsize,
     limit: usize,
+    /// What their values are like.
+    pub(super) sizes: Sizes,
 }
 
 impl Memory {
     /// For this many bytes.
     pub fn new(limit: usize) -> Memory {
-        Memory { used: AtomicUsize::new(0), receiving: AtomicUsize::new(0), held_back: AtomicUsize::new(0), limit }
+        let none = || AtomicUsize::new(0);
+        Memory { used: none(), receiving: none(), held_back: none(), limit, sizes: Sizes::default() }
     }
 
     /// Bytes in use, and how many there are.

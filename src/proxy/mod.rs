@@ -16,6 +16,7 @@ mod op;
 mod pending;
 mod room;
 mod route;
+mod sizes;
 mod table;
 
 pub use adds::Adds;

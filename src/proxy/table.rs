@@ -11,6 +11,12 @@ use bytes::Bytes;
 use super::handles::OpId;
 use super::op::Op;
 
+/// Places that are kept whatever happens: a megabyte.
+const KEPT: usize = 4096;
+
+/// Places that are given back at a time: a millisecond's work.
+const GIVEN_BACK: usize = 16 * KEPT;
+
 /// See the module's words.
 #[derive(Default, Debug)]
 pub(super) struct OpTable {
@@ -73,6 +79,33 @@ impl OpTable {
         self.len() == 0
     }
 
+    /// Whether most of it is free, and that is much.
+    #[inline(always)]
+    pub(super) fn is_wide(&self) -> bool {
+        self.places.len() >= 2 * KEPT && self.len() < self.places.len() / 4
+    }
+
+    /// Gives a part of its end back if it is wide: what a burst has needed is nobody's need for
+    /// ever.
+    pub(super) fn give_back(&mut self) {
+        if !self.is_wide() {
+            return;
+        }
+        let all = self.places.len();
+        let from = all.saturating_sub(GIVEN_BACK).max(KEPT);
+        let taken = self.places[from..].iter().rposition(|place| place.taken);
+        let end = taken.map_or(from, |at| from + at + 1);
+        if all - end < KEPT {
+            // Something stands near the end. What begins from now on is put in front.
+            self.free.sort_unstable_by_key(|id| id.index() < all / 4);
+            return;
+        }
+        self.places.truncate(end);
+        self.places.shrink_to_fit();
+        self.free.retain(|id| id.index() < end);
+        self.free.shrink_to(end);
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Op> {
         self.places.iter().filter(|place| place.taken).map(|place| &place.op)
     }
@@ -127,5 +160,33 @@ mod tests {
         table.remove(other);
         table.remove(one);
         assert!(table.is_empty() && table.iter().next().is_none());
+    }
+
+    #[test]
+    fn what_a_burst_has_needed_is_given_back_and_no_number_is_given_twice() {
+        let mut table = OpTable::default();
+        let burst: Vec<OpId> = (0..4 * GIVEN_BACK as u64).map(|i| table.insert(op(i))).collect();
+        table.give_back();
+        assert_eq!(table.places.len(), burst.len(), "all are taken");
+        let (first, last) = (burst[0], burst[burst.len() - 1]);
+        burst.iter().filter(|id| ![first, last].contains(id)).for_each(|&id| table.remove(id));
+        assert!(table.is_wide());
+        table.give_back();
+        assert_eq!(table.places.len(), burst.len(), "the last is taken");
+        // The next ones are put in front, so that the end becomes free.
+        let next: Vec<OpId> = (0..1000).map(|i| table.insert(op(i))).collect();
+        assert!(next.iter().all(|id| id.index() < burst.len() / 4));
+        table.remove(last);
+        (0..4).for_each(|_| table.give_back());
+        assert!(table.places.len() <= burst.len() / 4 && table.places.capacity() < burst.len() / 2);
+        assert_eq!(table.len(), 1001);
+        next.iter().for_each(|&id| table.remove(id));
+        while table.is_wide() {
+            table.give_back();
+        }
+        assert!(table.places.len() < 2 * KEPT && table.len() == 1);
+        let numbers: std::collections::BTreeSet<u32> = (0..2 * KEPT as u64).map(|i| table.insert(op(i)).0).collect();
+        assert_eq!(numbers.len(), 2 * KEPT);
+        assert!(!numbers.contains(&first.0) && table.len() == 2 * KEPT + 1 && table.iter().count() == table.len());
     }
 }

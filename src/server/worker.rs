@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Dial;
-use crate::daemon::Listening;
+use crate::daemon::{Listening, stir_heap};
 use crate::lease;
 use crate::pair::Reason;
 use crate::proxy::{ClientId, Command, ConnId, Core, DialNumber, Event, LiveSettings, Now, PeerMessage};
@@ -451,6 +451,7 @@ impl Worker {
                 shell.tell_what_is_stuck();
                 shell.core.handle_tick(shell.clock.now());
             });
+            stir_heap();
             poll_fn(|cx| {
                 let shell = &mut *self.shell.borrow_mut();
                 if !shell.core.is_quiet() {

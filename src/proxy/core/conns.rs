@@ -269,7 +269,8 @@ impl Core {
     pub fn is_quiet(&self) -> bool {
         // An operation that waits for a marker or a mark is in `ops`.
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
-        self.ops.is_empty() && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
+        let ops = self.ops.is_empty() && !self.ops.is_wide();
+        ops && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
     }
 
     /// Looks for nodes that make no progress with what they are asked and for operations parked too
@@ -277,6 +278,8 @@ impl Core {
     pub fn handle_tick(&mut self, now: Now) {
         self.now = now;
         self.publish_gauges();
+        self.memory.sizes.age(now.us);
+        self.ops.give_back();
         for node in self.links.nodes() {
             self.tell_lateness(node);
         }

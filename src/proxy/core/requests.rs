@@ -382,6 +382,9 @@ impl Core {
             client.begin_read(slot);
         }
         let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
+        if !kind.reads() {
+            self.memory.sizes.met(bytes as usize);
+        }
         let client = ClientKey { id, occupant: client.occupant };
         let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
         let key = &raw[place.0 as usize..place.1 as usize];

@@ -29,6 +29,7 @@
 //! | a proved write is told of behind its own mark, or of none | `finish_behind_mark`; `mark_answered` |
 //! | nobody waits for ever | `ask_markers_again`, `ask_marks_again`, `retry_parked`, `expire_parked` |
 
+mod beliefs;
 mod binary;
 mod control;
 mod copier;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::AsyncWrite;
 
+use crate::daemon::stir_heap;
 use crate::ids::WorkerId;
 use crate::lease;
 use crate::protocol::out::{MAX_SLICES, OutQueue};
@@ -244,6 +245,7 @@ impl Worker {
     pub(super) fn part(&self, shell: &mut Shell, key: ClientKey) {
         let id = key.id;
         let why = shell.core.handle_gone(id);
+        stir_heap();
         let gone = shell.clients[id.index()].take();
         if let Some(why) = why {
             shell.count_ended(why, gone.as_ref());

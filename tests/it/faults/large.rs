@@ -92,6 +92,25 @@ fn g4_large_values_depose_no_server_that_delivers_them() {
     }
 }
 
+/// The same of clients that were known for small values: each was asked for all at once, and 139 of
+/// 256 answers were errors.
+#[test]
+fn g4_who_has_read_small_values_gets_its_large_ones() {
+    for io_uring in ["auto", "off"] {
+        let args = ["--threads", "2", "--io-uring", io_uring, "--client-memory", "64m"];
+        let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&args));
+        store_large(&mut cluster.client(), LARGE, MB);
+        let begin = std::sync::Barrier::new(8);
+        beside_small(&cluster, 8, |_| {
+            let mut client = cluster.client();
+            (0..1000).for_each(|_| assert!(client.get("none").is_ok_and(|item| item.is_none())));
+            begin.wait();
+            read_pipeline(&mut client);
+        });
+        assert_nobody_lost(&cluster);
+    }
+}
+
 #[test]
 fn g4_a_hundred_writers_of_large_values_depose_no_server() {
     let cluster = Cluster::start(&Shape::new(2, 1).nodes(&["-m", "1024"]).proxy(&["--threads", "2"]));
@@ -205,6 +224,42 @@ fn clients_that_read_nothing_hold_little_memory() {
         assert!(held < idle + CLIENT_MEMORY + clients as u64 * EACH_CLIENT + CONNECTIONS, "{clients}: {held}");
     }
     assert_nobody_lost(&cluster);
+}
+
+/// What a burst of small requests has needed goes back, too, while the proxy goes on: 250 bytes for
+/// each key, and what lies between them.
+#[test]
+fn memory_that_very_many_small_requests_needed_goes_back() {
+    const CLIENTS: usize = 800;
+    let patient = ["--threads", "1", "--timeout", "30s", "--leader-timeout", "30s", "--probe-timeout", "30s"];
+    let cluster = Cluster::start(&Shape::new(1, 0).proxy(&patient));
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| cluster.client()).collect();
+    let ask = b"get none\r\n".repeat(256);
+    let read = |client: &mut Client| (0..256).for_each(|_| assert!(client.values().is_ok_and(|all| all.is_empty())));
+    for client in &mut clients {
+        client.set_deadline(Duration::from_secs(60));
+        client.send(&ask).expect("sent");
+        read(client);
+    }
+    let before = cluster.proxy.resident_bytes();
+    cluster.primaries[0].pause();
+    for client in &mut clients {
+        client.send(&ask).expect("sent");
+    }
+    let enough = before + (60 << 20);
+    crate::support::wait_until("all to be asked", crate::support::DEADLINE, || cluster.proxy.resident_bytes() > enough);
+    let most = cluster.proxy.resident_bytes();
+    cluster.primaries[0].resume();
+    clients.iter_mut().for_each(read);
+    let mut stays = clients.split_off(CLIENTS - 1);
+    drop(clients);
+    crate::support::wait_until("the memory to go back", crate::support::DEADLINE, || {
+        stays.iter_mut().for_each(|client| assert!(client.get("none").is_ok_and(|item| item.is_none())));
+        std::thread::sleep(Duration::from_millis(100));
+        cluster.proxy.resident_bytes() < before + (most - before) / 2
+    });
+    let now = cluster.proxy.resident_bytes();
+    eprintln!("before {} MB, most {} MB, afterwards {} MB", before >> 20, most >> 20, now >> 20);
 }
 
 /// Larger than the fixed bound of 256 MiB that answers of a resync once had: such a refill began

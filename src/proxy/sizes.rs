@@ -1,0 +1,125 @@
+//! How large values have been of late, whoever read or wrote them.
+//!
+//! A client that has read small values is taken to go on with them: it has hundreds read at once.
+//! Where others have met large ones that may be wrong, and what was asked for cannot be taken back.
+//! So each that begins to read again is answered a few times as it is believed to be, and then it
+//! is trusted with more.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use super::client::MAX_READS;
+use super::link::LARGE;
+
+/// So long, at least, a large value is remembered, and at most twice as long.
+const LATELY_US: u64 = 60_000_000;
+
+/// What the first values may be together of a client that begins to read again, in bytes, should
+/// they be as large as the largest of late.
+const FIRST_BYTES: u32 = 1 << 20;
+
+/// That many it may have read at once, however large: with one alone each get of a few keys would
+/// take as many rounds.
+const FIRST_LEAST: u32 = 2;
+
+/// See the module's words. Away from what changes with each answer: it is read for each request.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct Sizes {
+    /// The largest of late, in bytes; 0 = none was large.
+    largest: AtomicU32,
+    /// How many are read at first.
+    first: AtomicU32,
+    /// The largest since `since_s`.
+    lately: AtomicU32,
+    /// Seconds of a worker's clock.
+    since_s: AtomicU32,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        let zero = || AtomicU32::new(0);
+        Sizes { largest: zero(), first: AtomicU32::new(MAX_READS), lately: zero(), since_s: zero() }
+    }
+}
+
+impl Sizes {
+    /// So many keys may be read at once by whoever begins to read again: as many as ever, where no
+    /// large value was met.
+    #[inline(always)]
+    pub(super) fn first_reads(&self) -> u32 {
+        self.first.load(Relaxed)
+    }
+
+    /// The largest value of late, or 0 where none was large.
+    pub(super) fn largest(&self) -> u32 {
+        self.largest.load(Relaxed)
+    }
+
+    /// Whether there was a large one.
+    #[inline(always)]
+    pub(super) fn are_mixed(&self) -> bool {
+        self.largest() > 0
+    }
+
+    /// A value of so many bytes was read or written.
+    #[inline(always)]
+    pub(super) fn met(&self, bytes: usize) {
+        if bytes >= LARGE as usize {
+            self.met_large(u32::try_from(bytes).unwrap_or(u32::MAX));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn met_large(&self, bytes: u32) {
+        if self.lately.load(Relaxed) < bytes {
+            self.lately.fetch_max(bytes, Relaxed);
+        }
+        if self.largest() < bytes {
+            self.is(self.largest.fetch_max(bytes, Relaxed).max(bytes));
+        }
+    }
+
+    fn is(&self, largest: u32) {
+        let first = FIRST_BYTES.checked_div(largest).map_or(MAX_READS, |first| first.clamp(FIRST_LEAST, MAX_READS));
+        self.first.store(first, Relaxed);
+    }
+
+    /// What was long ago is forgotten. `now_us`: a worker's clock; they differ by little.
+    pub(super) fn age(&self, now_us: u64) {
+        let (now_s, since_s) = ((now_us / 1_000_000) as u32, self.since_s.load(Relaxed));
+        let over = u64::from(now_s.saturating_sub(since_s)) * 1_000_000 >= LATELY_US;
+        if over && self.since_s.compare_exchange(since_s, now_s, Relaxed, Relaxed).is_ok() {
+            let lately = self.lately.swap(0, Relaxed);
+            self.largest.store(lately, Relaxed);
+            self.is(lately);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_value_is_remembered_for_a_minute_or_two() {
+        let sizes = Sizes::default();
+        sizes.met(LARGE as usize - 1);
+        assert_eq!((sizes.first_reads(), sizes.are_mixed()), (MAX_READS, false));
+        sizes.met(LARGE as usize);
+        assert_eq!((sizes.first_reads(), sizes.are_mixed()), (64, true));
+        sizes.met(1 << 20);
+        sizes.met(LARGE as usize);
+        assert_eq!((sizes.first_reads(), sizes.largest()), (FIRST_LEAST, 1 << 20));
+        sizes.age(LATELY_US - 1);
+        sizes.age(LATELY_US);
+        assert_eq!(sizes.largest(), 1 << 20, "it was in the minute before");
+        sizes.met(LARGE as usize);
+        sizes.age(2 * LATELY_US - 1);
+        assert_eq!(sizes.largest(), 1 << 20);
+        sizes.age(2 * LATELY_US);
+        assert_eq!(sizes.largest(), LARGE);
+        sizes.age(3 * LATELY_US);
+        assert_eq!((sizes.first_reads(), sizes.are_mixed()), (MAX_READS, false));
+    }
+}
