@@ -15,7 +15,7 @@ const LATELY_US: u64 = 60_000_000;
 
 /// What the first values may be together of a client that begins to read again, in bytes, should
 /// they be as large as the largest of late.
-const FIRST_BYTES: u32 = 1 << 20;
+const FIRST_BYTES: u32 = 4 << 20;
 
 /// That many it may have read at once, however large: with one alone each get of a few keys would
 /// take as many rounds.
@@ -107,10 +107,10 @@ mod tests {
         sizes.met(LARGE as usize - 1);
         assert_eq!((sizes.first_reads(), sizes.are_mixed()), (MAX_READS, false));
         sizes.met(LARGE as usize);
-        assert_eq!((sizes.first_reads(), sizes.are_mixed()), (64, true));
+        assert_eq!((sizes.first_reads(), sizes.are_mixed()), (MAX_READS, true));
         sizes.met(1 << 20);
         sizes.met(LARGE as usize);
-        assert_eq!((sizes.first_reads(), sizes.largest()), (FIRST_LEAST, 1 << 20));
+        assert_eq!((sizes.first_reads(), sizes.largest()), (4, 1 << 20));
         sizes.age(LATELY_US - 1);
         sizes.age(LATELY_US);
         assert_eq!(sizes.largest(), 1 << 20, "it was in the minute before");

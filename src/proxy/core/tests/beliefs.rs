@@ -72,9 +72,9 @@ fn who_has_read_small_values_is_asked_for_few_at_first_where_large_ones_are_know
             }
             world.told(other);
             let small = rounds(&mut world, client, line, 1);
-            assert!(small[0] == 2 && small.len() <= 6, "{small:?}: trusted with more by each answer");
+            assert!(small[0] == 4 && small.len() <= 5, "{small:?}: trusted with more by each answer");
             let small = rounds(&mut world, client, line, 1);
-            assert_eq!(small[0], 2, "it begins again");
+            assert_eq!(small[0], 4, "it begins again");
             let large = rounds(&mut world, client, line, 1_000_000);
             assert!(large.iter().all(|&asked| asked <= 4), "{large:?}");
             assert_eq!(large.iter().sum::<usize>(), MAX_READS as usize);
@@ -90,7 +90,7 @@ fn a_large_value_that_was_long_ago_holds_nobody_up() {
     world.say(other, b"get large\r\n");
     serve(&mut world, 1_000_000);
     for minute in 1..=2 {
-        assert_eq!(rounds(&mut world, client, true, 1)[0], 2);
+        assert_eq!(rounds(&mut world, client, true, 1)[0], 4);
         world.now.us = minute * 60_000_000;
         world.core.handle_tick(world.now);
     }
