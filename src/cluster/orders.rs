@@ -62,13 +62,16 @@ impl Cluster {
         }
     }
 
-    /// A node that did not answer at the start, where an adoption is to be taken up again, and what
-    /// it says of that.
+    /// A node that did not answer at the start, where its items may count, and what it says of
+    /// that.
     pub(super) fn judge_resumption(&mut self, node: NodeId, view: &NodeView) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
             let found = self.record_in(view, pair).filter(|_| self.is_ours(node, view));
             let word = match found {
+                // A proxy has used it, and nobody is left who could tell what it has missed since:
+                // it may have been away for a week.
+                None if view.ring.is_some() || view.ring_unread || view.session.is_some() => Word::Used,
                 None => Word::Nothing,
                 Some(Record { fact: Fact::Adopting(leader), epoch, .. })
                     if self.pairs[pair.index()].plan.leads_adoption(leader) =>

@@ -82,7 +82,9 @@ impl Cluster {
             self.learn_pending(found);
         }
         if known.is_none() || !same {
-            let decided = self.topology.pairs_of(node).all(|p| !self.pairs[p.index()].undecided);
+            let place = self.topology.place(node);
+            let counts = |p: PairId| self.pairs[p.index()].undecided || self.follows_in_adoption(p, place);
+            let decided = !self.topology.pairs_of(node).any(counts);
             self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
         }
         // Another proxy that took the node over while it was away keeps its session there: the

@@ -76,6 +76,8 @@ pub struct CutOff {
 pub enum Word {
     /// It has no record, or is none of the pair's nodes.
     Nothing,
+    /// It has no record under this ring, and was in use before.
+    Used,
     /// An adoption under the same leader, as of this epoch.
     Adopting(Epoch),
     /// Something else, as of this epoch.
@@ -302,9 +304,9 @@ impl Plan {
                 if listed { vec![] } else { vec![FillEffect::ListVoid] }
             }
             FillEvent::FirstWord(place, word) => {
-                if let (Some(Fill::Adopt), Some(cut_off)) = (self.first, self.cut_off)
-                    && !cut_off.fits(place, word)
-                {
+                // Where nothing is known of the pair, what no proxy has used counts.
+                let fits = self.cut_off.map_or(word == Word::Nothing, |cut_off| cut_off.fits(place, word));
+                if self.first == Some(Fill::Adopt) && !fits {
                     self.first = None;
                 }
                 vec![]
@@ -332,9 +334,6 @@ impl Plan {
             }
             // What it has written late was in flight when it was replaced, and no client was told.
             FillEvent::FormerGone(_) if self.after_crash => vec![],
-            // Nothing was filled while it was awaited, and what clients have written since is not
-            // adopted: what only the follower holds is still there to be kept.
-            FillEvent::FormerGone(_) if self.first == Some(Fill::Adopt) => vec![FillEffect::ListVoid],
             FillEvent::ForeignEnded(state) | FillEvent::FormerGone(state) => {
                 self.first = (state == State::Mirrored).then_some(Fill::Compare);
                 vec![FillEffect::ListVoid]
@@ -420,7 +419,7 @@ impl CutOff {
             Word::Adopting(epoch) | Word::Other(epoch) if leads => epoch <= self.epoch,
             Word::Adopting(epoch) => epoch >= self.epoch,
             Word::Other(_) => false,
-            Word::Nothing => leads,
+            Word::Nothing | Word::Used => leads,
         }
     }
 }

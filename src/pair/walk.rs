@@ -71,6 +71,8 @@ fn starts() -> Vec<World> {
         // Both nodes' items count: the follower's are a part that may lead if the leader's memory
         // is gone.
         World::start(recovering, [Full, Part], [true, true]).decided(adopt, None),
+        // The same, where the follower does not answer at the start.
+        World::start(State::Degraded { leader: Primary }, [Full, Part], [true, false]).decided(adopt, None),
         // The same, taken up again: both are there, one of them, or none.
         World::start(recovering, [Full, Part], [true, true]).decided(adopt, cut_off),
         World::start(State::Degraded { leader: Primary }, [Full, Part], [true, false]).decided(adopt, cut_off),

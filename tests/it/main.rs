@@ -47,6 +47,7 @@ mod resync_races;
 mod scripted;
 mod sequences;
 mod startup;
+mod startup_late;
 mod startup_review;
 mod startup_ring;
 mod stats;

@@ -166,8 +166,8 @@ impl Cluster {
             self.items_lost(pair, Lacks::Everything);
         }
         let reason = self.reason_at_start(pair, state, waits);
-        if matches!(state, State::Dark { in_sync: None, .. }) && !waits {
-            self.wait_for_first_leader(pair);
+        if matches!(state, State::Dark { in_sync: None, .. }) && !waits || self.awaits_silent(pair, state) {
+            self.wait_for_first_leader(pair, state);
         }
         self.apply(pair, pair::Event::Start(state, reason));
         let away = if self.nodes[primary.index()].health.is_up() { Place::Backup } else { Place::Primary };
@@ -191,12 +191,14 @@ impl Cluster {
     fn tell_of_first_state(&self, pair: PairId, state: State, fill: Option<Fill>, recorded: bool) {
         if !recorded
             && let State::Degraded { leader } = state
-            && self.speaks_for(pair, leader.other())
             && self.seen(self.topology.node_at(pair, leader.other()), pair) == Seen::Unreachable
         {
-            let node = self.topology.addr(self.node_at(pair, leader));
-            tracing::warn!(pair = %self.pair_name(pair), leader = %node,
-                "the other node does not answer and this one carries no markers: it leads on its own word, and what only the other holds will be purged");
+            if self.speaks_for(pair, leader.other()) {
+                let node = self.topology.addr(self.node_at(pair, leader));
+                tracing::warn!(pair = %self.pair_name(pair), leader = %node,
+                    "the other node does not answer and this one carries no markers: it leads on its own word; what only the other holds is added to it when that one answers, or purged if a proxy has used it before");
+            }
+            return;
         }
         if fill != Some(Fill::Adopt) {
             return;
@@ -210,24 +212,47 @@ impl Cluster {
         }
     }
 
-    /// As long as for a last full copy that is late: emptying a node of few items takes
-    /// milliseconds, one that is full takes seconds.
-    fn wait_for_first_leader(&mut self, pair: PairId) {
-        tracing::warn!(pair = %self.pair_name(pair),
-            "no copy that counts is left: the node that is emptied first leads, and requests wait for it");
-        let patience = self.settings.leader_timeout;
+    fn wait_for_first_leader(&mut self, pair: PairId, state: State) {
+        let silent = self.awaits_silent(pair, state);
+        let what = match silent {
+            true => "the server that may lead is silent: requests wait for it",
+            false => "no copy that counts is left: the node that is emptied first leads, and requests wait for it",
+        };
+        tracing::warn!(pair = %self.pair_name(pair), "{what}");
+        // Emptying a node of few items takes milliseconds, one that is full takes seconds: as long
+        // as for a last full copy that is late. One that is silent already was so for the first
+        // look; the request itself waits no longer than that, and is told why in the end.
+        let patience = self.settings.leader_timeout / if silent { 2 } else { 1 };
         self.pairs[pair.index()].first_leader = FirstLeader::Awaited;
         self.after(patience, Internal::WaitedForLeader { pair });
     }
 
     /// Whether the pair's requests wait for the leader that its first decision promised, rather
-    /// than being refused: one of its nodes is there to be emptied.
+    /// than being refused: one of its nodes is there to be emptied, or late.
     pub(super) fn awaits_first_leader(&self, pair: PairId) -> bool {
         let run = &self.pairs[pair.index()];
         let (primary, backup) = self.topology.nodes_of(pair);
-        run.first_leader == FirstLeader::Awaited
-            && run.pair.state() == State::Dark { in_sync: None, fallback: None }
-            && std::iter::once(primary).chain(backup).any(|n| self.nodes[n.index()].health.is_up())
+        let state = run.pair.state();
+        let emptied = || {
+            state == State::Dark { in_sync: None, fallback: None }
+                && std::iter::once(primary).chain(backup).any(|n| self.nodes[n.index()].health.is_up())
+        };
+        run.first_leader == FirstLeader::Awaited && (emptied() || self.awaits_silent(pair, state))
+    }
+
+    /// Whether a pair's first leader may be one that is only late: a slow machine is no reason to
+    /// refuse what would be answered a moment later.
+    fn awaits_silent(&self, pair: PairId, state: State) -> bool {
+        let silent = |place: Place| {
+            let Some(node) = self.topology.node_at(pair, place) else { return false };
+            let run = &self.nodes[node.index()];
+            !run.health.is_up() && run.reason == Reason::Timeout
+        };
+        match state {
+            State::Dark { in_sync: Some(place), .. } => silent(place),
+            State::Dark { in_sync: None, .. } => silent(Place::Primary) || silent(Place::Backup),
+            _ => false,
+        }
     }
 
     pub(super) fn waited_for_leader(&mut self, pair: PairId) {

@@ -13,7 +13,8 @@
 //! | in the middle of an adoption | same | it goes on, under the same leader |
 //! | in the middle of an adoption | memory gone | the other one leads with what it holds |
 //! | in the middle of an adoption, follower | unreachable | refused until the leader answers, or its memory proves gone |
-//! | unreachable | in sync, or no record at all | it leads alone |
+//! | unreachable | in sync | it leads alone |
+//! | unreachable | no record at all | it leads alone; what the other one holds is adopted when it answers, if no proxy has used it before; else it is purged |
 //! | unreachable | recorded as stale, or of an earlier period | refused until the other answers, or the operator decides |
 
 use crate::backend::marker::{Fact, Record};
@@ -184,8 +185,12 @@ fn first_start(known: &Knowledge) -> Decision {
         // answers.
         (Seen::Stale, Seen::Unreachable) => Decision::dark(Some(Backup)).waiting(),
         (Seen::Unreachable, Seen::Stale) => Decision::dark(Some(Primary)).waiting(),
-        (_, Seen::Unreachable | Seen::Stale) => Decision::alone(Primary),
-        (Seen::Unreachable | Seen::Stale, _) => Decision::alone(Backup),
+        (_, Seen::Stale) => Decision::alone(Primary),
+        (Seen::Stale, _) => Decision::alone(Backup),
+        // Not to answer proves nothing: with a purge, a full server that was late at a first start,
+        // by a third of a second beside a new one, lost all it held.
+        (_, Seen::Unreachable) => Decision::alone(Primary).filled_by(Fill::Adopt),
+        (Seen::Unreachable, _) => Decision::alone(Backup).filled_by(Fill::Adopt),
         (primary, Seen::Blank { empty: true }) if !primary.is_empty() => Decision::alone(Primary),
         (Seen::Blank { empty: true }, _) => Decision::alone(Backup),
         // Markers without a record come from a start that was cut short before any pair was open:
@@ -285,8 +290,11 @@ mod tests {
             ("items on the primary only", items, empty, true, alone(Primary)),
             ("primary unreachable, backup in sync", away, marked(sync), true, alone(Backup)),
             ("backup unreachable, primary in sync", marked(sync), away, true, alone(Primary)),
-            ("primary unreachable, first start", away, items, true, alone(Backup)),
-            ("backup unreachable, first start", items, away, true, alone(Primary)),
+            ("primary unreachable, first start", away, items, true, alone(Backup).filled_by(Fill::Adopt)),
+            ("backup unreachable, first start", items, away, true, alone(Primary).filled_by(Fill::Adopt)),
+            ("primary unreachable, the backup is new", away, empty, true, alone(Backup).filled_by(Fill::Adopt)),
+            ("backup unreachable, the primary is new", empty, away, true, alone(Primary).filled_by(Fill::Adopt)),
+            ("primary unreachable, cut short", away, cut_short, false, alone(Backup).filled_by(Fill::Adopt)),
             ("unreachable, the other being filled", away, being_filled, true, dark(Primary)),
             (
                 "unreachable, the other recorded as stale",
@@ -423,7 +431,8 @@ mod tests {
                             Some(Fill::Adopt) => {
                                 filled[1] += 1;
                                 let unknown = |s| matches!(s, Seen::Blank { empty: false } | Seen::Marked { .. });
-                                let first = newest.is_none() && unknown(primary) && unknown(backup);
+                                let away = [primary, backup].contains(&Seen::Unreachable);
+                                let first = newest.is_none() && (away || unknown(primary) && unknown(backup));
                                 let cut_off = newest.and_then(|newest| match newest.fact {
                                     Fact::Adopting(leader) => Some((newest, leader)),
                                     _ => None,

@@ -106,10 +106,6 @@ fn what_cannot_be_compared_after_a_crash_is_not_compared_again() {
 fn a_former_proxy_of_which_more_was_unknown_leaves_no_list() {
     let mut plan = decided(ALONE, Fill::Adopt);
     assert_eq!(plan.apply(FillEvent::FormerGone(ALONE)), [FillEffect::ListVoid]);
-    // (Compared, what only the follower holds would be dropped.)
-    assert_eq!(plan.fill(ALONE, Backup, false, false), Fill::Adopt);
-    assert_eq!(plan.apply(FillEvent::ForeignEnded(ALONE)), [FillEffect::ListVoid]);
-    assert_eq!(plan.fill(ALONE, Backup, false, false), Fill::Purge, "that one has told clients of its writes");
     let mut plan = crashed();
     assert_eq!(plan.apply(FillEvent::ForeignEnded(ALONE)), [FillEffect::ListVoid]);
 }

@@ -291,12 +291,23 @@ impl World {
 
     /// All that a node may say that was away at the start, and what it holds then.
     pub(super) fn add_first_looks(&self, place: Place, add: Add<'_>) {
+        // Of a pair of which nothing is known, whatever somebody holds counts.
+        let counts = self.plan.may_adopt() && self.plan.cut_off().is_none();
         add(format!("{place} seen, with another memory"), &|w| {
-            w.counts[place as usize] = false;
+            w.counts[place as usize] = counts;
             w.miss(place);
+            if counts {
+                w.holds[place as usize] = Holds::Part;
+            }
             w.first_seen(place, Word::Nothing, false);
         });
-        let Some(CutOff { epoch, leader }) = self.plan.cut_off().filter(|_| !at(&self.gone, place)) else {
+        if at(&self.gone, place) {
+            return;
+        }
+        let Some(CutOff { epoch, leader }) = self.plan.cut_off() else {
+            if counts {
+                self.add_first_words(place, add);
+            }
             return;
         };
         let (before, after) = (Epoch(epoch.0 - 1), Epoch(epoch.0 + 1));
@@ -321,7 +332,7 @@ impl World {
                 });
             }
         } else {
-            for word in [Word::Nothing, Word::Other(after), Word::Other(before), Word::Adopting(before)] {
+            for word in [Word::Nothing, Word::Used, Word::Other(after), Word::Other(before), Word::Adopting(before)] {
                 add(format!("{place} seen, it says {word:?}"), &|w| {
                     // Copies stand there, or it missed writes, or it is another memory.
                     w.counts[place as usize] = false;
@@ -330,6 +341,18 @@ impl World {
                     w.first_seen(place, word, full);
                 });
             }
+        }
+    }
+
+    /// The same of one whose items count if no proxy has used it.
+    fn add_first_words(&self, place: Place, add: Add<'_>) {
+        let epoch = Epoch(5);
+        for word in [Word::Used, Word::Other(epoch), Word::Adopting(epoch)] {
+            add(format!("{place} seen, it says {word:?}"), &|w| {
+                w.counts[place as usize] = false;
+                w.miss(place);
+                w.first_seen(place, word, false);
+            });
         }
     }
 }
