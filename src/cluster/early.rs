@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
 
+use crate::protocol::answer::server_error;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::{Command, Event, Question, VERSION};
 
@@ -92,7 +93,7 @@ impl Early {
                 Heard::Desk(Request::Command(question, reply)) => {
                     let said = match is_plain(&question) {
                         true => self.figures(),
-                        false => Bytes::from(format!("SERVER_ERROR {NOT_YET}\r\n")),
+                        false => server_error(NOT_YET),
                     };
                     // Whoever asked may have left.
                     let _ = reply.send(said);

@@ -50,12 +50,18 @@ fn a_full_server_beside_a_new_one_keeps_its_items_where_it_is_late_at_the_first_
     }
 }
 
+/// The backup hangs, and misses the new values of `k`.
+fn with_a_backup_that_hangs() -> Cluster {
+    let cluster = Cluster::start(&Shape::new(1, 1));
+    set(&mut cluster.client(), "k", "old");
+    cluster.backups[0].pause();
+    cluster
+}
+
 /// A server that was in use before may have been away for a week: who could tell is gone.
 #[test]
 fn a_late_server_that_was_in_use_before_is_purged_where_nobody_knows_what_it_missed() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
-    set(&mut cluster.client(), "k", "old");
-    cluster.backups[0].pause();
+    let mut cluster = with_a_backup_that_hangs();
     set(&mut cluster.client(), "k", "new");
     let _ = cluster.proxy.stop();
     cluster.primaries[0].restart();
@@ -71,9 +77,7 @@ fn a_late_server_that_was_in_use_before_is_purged_where_nobody_knows_what_it_mis
 /// The backup missed what the primary wrote alone, and says so: nothing of it comes back.
 #[test]
 fn a_late_server_that_missed_something_is_purged() {
-    let mut cluster = Cluster::start(&Shape::new(1, 1));
-    set(&mut cluster.client(), "k", "old");
-    cluster.backups[0].pause();
+    let mut cluster = with_a_backup_that_hangs();
     set(&mut cluster.client(), "noticed", "1");
     set(&mut cluster.client(), "k", "new");
     cluster.proxy.kill();

@@ -14,7 +14,7 @@
 //! | in the middle of an adoption | memory gone | the other one leads with what it holds |
 //! | in the middle of an adoption, follower | unreachable | refused until the leader answers, or its memory proves gone |
 //! | unreachable | in sync | it leads alone |
-//! | unreachable | no record at all | it leads alone; what the other one holds is adopted when it answers, if no proxy has used it before; else it is purged |
+//! | unreachable | no record at all | it leads alone; the other is adopted if no proxy has used it |
 //! | unreachable | recorded as stale, or of an earlier period | refused until the other answers, or the operator decides |
 
 use crate::backend::marker::{Fact, Record};

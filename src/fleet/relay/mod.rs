@@ -342,7 +342,7 @@ impl Relay {
             self.input.advance(bytes);
             match figures {
                 Figures::All => self.to_client.extend_from_slice(&(self.shared.show)()),
-                Figures::Part => self.to_client.extend_from_slice(format!("SERVER_ERROR {why}\r\n").as_bytes()),
+                Figures::Part => self.to_client.extend_from_slice(&server_error(why)),
             }
         }
         if !self.has_work() {
