@@ -563,9 +563,14 @@ impl Client {
         if read {
             self.learn(len, memory);
         }
-        self.waits_until(meter.now_us);
+        let now_us = meter.now_us;
         let Some(f) = &mut self.in_flight else { return false };
-        f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, self.handed as usize), meter)
+        let moved =
+            f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, self.handed as usize), meter);
+        if moved {
+            self.waits_until(now_us);
+        }
+        moved
     }
 }
 

@@ -61,20 +61,26 @@ impl Core {
     /// A connection that is about to be written to, and what is to be written. `None`: nothing more
     /// ever, our half of it is to be closed.
     pub fn conn_to_write(&mut self, now: Now, at: ConnId) -> Option<&mut OutQueue> {
-        let conn = &mut self.links[at];
-        // One that is being checked has a marker under way, or asks for one at the next tick.
-        if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {
-            self.now = now;
-            self.put_marker(at);
-        }
-        let conn = &mut self.links[at];
-        if conn.mark_due && conn.state == LinkState::Ready {
-            self.now = now;
-            self.put_mark(at);
+        let conn = &self.links[at];
+        if conn.marker_due | conn.mark_due {
+            self.put_what_is_due(now, at);
         }
         let conn = &mut self.links[at];
         (conn.dirty, conn.urgent, conn.blocked) = (false, false, false);
         if conn.state == LinkState::Discarding { None } else { Some(conn.out(now.us)) }
+    }
+
+    fn put_what_is_due(&mut self, now: Now, at: ConnId) {
+        self.now = now;
+        let conn = &mut self.links[at];
+        // One that is being checked has a marker under way, or asks for one at the next tick.
+        if std::mem::take(&mut conn.marker_due) && conn.state == LinkState::Ready {
+            self.put_marker(at);
+        }
+        let conn = &self.links[at];
+        if conn.mark_due && conn.state == LinkState::Ready {
+            self.put_mark(at);
+        }
     }
 
     pub(super) fn put_marker(&mut self, at: ConnId) {

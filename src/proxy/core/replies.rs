@@ -379,13 +379,13 @@ impl Core {
     pub(super) fn leader_decided(&mut self, id: OpId, node: NodeId, effect: Effect) {
         let op = &self.ops[id];
         let (kind, pair) = (op.kind, op.pair);
-        let follower = self.pairs[pair].flow.as_ref().map_or(Follower::None, |f| f.follower.clone());
-        let repairs =
-            matches!(follower, Follower::InSync(_)) && (effect == Effect::Unknown || self.begins_what_was_gone(id));
+        let follower = self.pairs[pair].flow.as_ref().map_or(&Follower::None, |f| &f.follower);
+        let (in_sync, target) = (matches!(follower, Follower::InSync(_)), follower.node());
+        let repairs = in_sync && (effect == Effect::Unknown || self.begins_what_was_gone(id));
         if !repairs {
             self.note_brief_write(id, false);
         }
-        let Some(target) = follower.node() else {
+        let Some(target) = target else {
             return self.finish_with_answer(id);
         };
         if self.pairs.is_void(pair, target) {
@@ -396,11 +396,11 @@ impl Core {
             return self.repair(id, None);
         }
         let op = &mut self.ops[id];
-        op.sent = match (&follower, effect) {
-            (Follower::InSync(_), Effect::HeldBack) if holds(Rule::MarkedIsWithheld) => Mirror::Withhold,
-            (Follower::Filling(..), Effect::Unknown | Effect::HeldBack) => Mirror::Drop,
-            (Follower::Filling(..), _) => op::mirror_filling(kind),
-            _ => op::mirror(kind),
+        op.sent = match effect {
+            Effect::HeldBack if in_sync && holds(Rule::MarkedIsWithheld) => Mirror::Withhold,
+            _ if in_sync => op::mirror(kind),
+            Effect::Unknown | Effect::HeldBack => Mirror::Drop,
+            _ => op::mirror_filling(kind),
         };
         op.stage = Stage::Follower(target);
         self.send_op(id, target);

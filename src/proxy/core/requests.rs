@@ -378,15 +378,17 @@ impl Core {
     ) {
         let Some(client) = self.clients.get_mut(id) else { return };
         let kind = request.kind;
-        if kind.reads() {
+        let read = kind.reads();
+        let bytes = if read {
             client.begin_read(slot);
-        }
-        let bytes = if kind.reads() { client.largest } else { (request.data.end - request.data.start) as u32 };
-        if !kind.reads() {
+            client.largest
+        } else {
+            let bytes = (request.data.end - request.data.start) as u32;
             self.memory.sizes.met(bytes as usize);
-        }
+            bytes
+        };
         let client = ClientKey { id, occupant: client.occupant };
-        let asker = Asker { worker: self.settings.worker, client, slot, part, read: kind.reads() };
+        let asker = Asker { worker: self.settings.worker, client, slot, part, read };
         let key = &raw[place.0 as usize..place.1 as usize];
         let (pair, wire) = (self.topology.pair_of(key), Wire::of_request(request, key));
         let op = Op {

@@ -28,10 +28,17 @@ fn count_meta(meta: Meta, stats: &WorkerStats) {
 }
 
 /// Counts what came of a client's write.
+#[inline(always)]
 pub(in crate::proxy) fn count_end(kind: Kind, outcome: &Outcome, stats: &WorkerStats) {
+    // Of most writes there is nothing to be counted here.
+    if !matches!((kind, outcome), (Kind::Set, Outcome::Stored)) {
+        count_end_of(kind, outcome, stats);
+    }
+}
+
+#[inline(never)]
+fn count_end_of(kind: Kind, outcome: &Outcome, stats: &WorkerStats) {
     let (hits, misses) = match kind {
-        // Mostly: there is nothing to be counted.
-        Kind::Set if matches!(outcome, Outcome::Stored) => return,
         Kind::Delete => (&stats.delete_hits, &stats.delete_misses),
         Kind::Incr => (&stats.incr_hits, &stats.incr_misses),
         Kind::Decr => (&stats.decr_hits, &stats.decr_misses),
