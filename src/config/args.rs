@@ -16,7 +16,8 @@ because many clients share one.
 
 Commands for a running proxy (see their --help): resilver status, top, key KEY, wait --mirrored or --ready; resync, \
 verify, cancel, lead, gone, handover, stats, node, keys, reload; ask COMMAND sends any of these as the text protocol \
-has it.
+has it. Without a proxy: check-config FILE checks settings, completions SHELL prints a script for bash, zsh or fish, \
+manual FOLDER writes the manual's pages.
 
 Signals: SIGTERM, SIGINT and SIGQUIT stop accepting clients, finish requests in flight within --shutdown-grace, and \
 exit with 0; a second one exits at once, with 143, 130 or 131. SIGHUP reads the settings again and reopens the log \
@@ -91,7 +92,8 @@ pub(super) struct Args {
           allow_negative_numbers = true, help_heading = "Clients")]
     pub(super) max_clients: Vec<String>,
 
-    /// Largest item that clients may store, from 1k to 1g; the servers' own -I limits it too
+    /// Largest item that clients may send in one command, counted as memcached counts it for -I,
+    /// from 1k to 1g; append and prepend make larger ones, up to the servers' own -I
     #[arg(long, value_name = "SIZE", default_value = "1m", action = ArgAction::Append, help_heading = "Clients")]
     pub(super) item_size_max: Vec<String>,
 

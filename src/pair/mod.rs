@@ -14,6 +14,10 @@
 //!     └─────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! Two arrows are left out. Mirrored to Dark: the primary of a mirrored pair is late while another
+//! proxy works on the nodes, or before the copies were compared after a crash. Degraded to
+//! Mirrored: the other node is back with `--resync=off`. And from Dark the start enters any state.
+//!
 //! **Every edge is a barrier**: the state changes at once, but the gate goes `Closing` (no worker
 //! begins an operation; each confirms that nothing it began under the old route is unanswered),
 //! then `Recording` (who leads alone, or that both are in sync, is written on the nodes), and only

@@ -118,9 +118,9 @@ pub enum State {
         /// The node that was in sync when the pair went dark. `None`: no copy is left, or none is
         /// known to be in sync.
         in_sync: Option<Place>,
-        /// A follower that was being filled when its leader was lost: a verified part of the items,
-        /// nothing unverified. It leads if the leader's memory proves gone; while another proxy
-        /// works on the nodes, not before that one has stopped.
+        /// The follower, if it may lead once the leader's memory proves gone: one that was being
+        /// filled, with a verified part of the items and nothing unverified; or, out of `Mirrored`,
+        /// a whole one. While another proxy works on the nodes it waits until that one has stopped.
         fallback: Option<Place>,
     },
 }
@@ -166,7 +166,8 @@ pub fn legal(from: State, to: State) -> bool {
     use State::{Dark, Degraded, Mirrored, Recovering};
     match (from, to) {
         (Mirrored, Degraded { .. }) => true,
-        // Only while another proxy works on the nodes.
+        // While another proxy works on the nodes, or where the copies were not compared since a
+        // crash.
         (Mirrored, Dark { in_sync: Some(_), .. }) => true,
         (Degraded { leader: a }, Recovering { leader: b }) => a == b,
         (Degraded { leader }, Dark { in_sync, .. }) => in_sync.is_none_or(|p| p == leader),

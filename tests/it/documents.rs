@@ -202,6 +202,49 @@ fn the_recording_of_the_demo_moves_and_shows_it_heal() {
     assert!(picture.contains("http://127.0.0.1:") && picture.contains("[#"), "the page's address, a bar");
 }
 
+/// Each test that searches seeds without a rule has its row, and each rule has such a test.
+#[test]
+fn each_rule_is_switched_off_by_a_test_and_each_such_test_has_a_row() {
+    let seeds = read("src/simulation/tests.rs");
+    let listed = seeds.split("\nmissed! {\n").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap();
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.trim().split(':').next()).collect();
+    let text = read("docs/guarantees.md");
+    let rows: BTreeSet<&str> =
+        section(&text, "## The rules, each switched off once").into_iter().flat_map(code_spans).collect();
+    let without_row: Vec<_> = names.iter().filter(|name| !rows.contains(*name)).collect();
+    assert!(names.len() > 40 && without_row.is_empty(), "of {} tests these have no row: {without_row:?}", names.len());
+
+    let rules = read("src/rules.rs");
+    let body = rules.split("enum Rule {\n").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap();
+    let rules: Vec<&str> = body.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
+    let mut files = BTreeSet::new();
+    rust_files(&root().join("src"), &mut files);
+    files.retain(|file| file.contains("test") || file.ends_with("/walk.rs"));
+    let tests: String = files.iter().map(|file| read(file)).collect();
+    let first_word = |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric()).collect::<String>();
+    let searched = listed.split(": ").skip(1).map(first_word);
+    let switched: BTreeSet<String> = tests.split("Rule::").skip(1).map(first_word).chain(searched).collect();
+    let unused: Vec<_> = rules.iter().filter(|rule| !switched.contains(**rule)).collect();
+    assert!(rules.len() > 40 && unused.is_empty(), "no test names these of {} rules: {unused:?}", rules.len());
+}
+
+/// The start-up table, in the code and for readers.
+#[test]
+fn the_start_up_table_is_that_of_the_code() {
+    const HEAD: &str = "| newest record |";
+    let table = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(|line| line.trim_start_matches("//! "));
+        lines
+            .skip_while(|line| !line.starts_with(HEAD))
+            .take_while(|line| line.starts_with('|'))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (code, document) = (table(&read("src/cluster/startup/table.rs")), table(&read("docs/resync.md")));
+    assert!(code.len() > 20, "{code:?}");
+    assert_eq!(code, document, "left: src/cluster/startup/table.rs; right: docs/resync.md");
+}
+
 /// The flags that begin a word of `text`: `-s`, `--server`.
 fn flags(text: &str) -> BTreeSet<String> {
     let name = |word: &str| {

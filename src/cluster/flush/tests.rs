@@ -6,6 +6,7 @@ use super::*;
 use crate::cluster::alone::alone;
 use crate::ids::WorkerId;
 use crate::proxy::{ClientId, ClientKey, Command, Event, Occupant, SlotNumber};
+use crate::rules::off::without;
 
 const NODE: NodeId = NodeId(0);
 
@@ -39,6 +40,18 @@ async fn the_name_that_a_flush_gives_is_no_other_memory() {
     assert_eq!(cluster.nodes[NODE.index()].incarnation, Some(name));
     assert!(told(&mut cluster, life), "told before the worker knew the name");
     assert!(!told(&mut cluster, life + 1), "told of another name than this");
+}
+
+/// Two flushes, and the first is executed once more, late: it puts its own markers back. It is
+/// noticed by the name in them.
+#[test]
+fn a_flush_that_is_executed_late_gives_no_present_name() {
+    let passes_unnoticed = || {
+        let first = new_name(Incarnation(7 << 32));
+        new_name(first) == first
+    };
+    assert!(!passes_unnoticed());
+    assert!(without(Some(Rule::FlushIsANewMemory), passes_unnoticed));
 }
 
 /// A node does not answer. Its items are void for whoever comes after this proxy only once it

@@ -1,21 +1,52 @@
 //! The start-up table: a pair's first state by the markers on its nodes, and how its other node is
 //! made equal. Pure.
 //!
-//! Only markers that were read are trusted.
+//! Only markers that were read are trusted. The first column is the pair's newest record on any
+//! node that answers, also a third one; the next two are what the pair's own nodes show ([`Seen`]):
+//! *away* (no answer), *empty*, *items* (no marker), *stale* (it missed a period of the ring), *a
+//! marker* (whatever its record says, if it has one), *this record* (the newest one itself). The
+//! first row that fits counts. The rows are the arms of [`decide`], [`first_start`] and [`cut_off`],
+//! in their order. *Fills*: it purges and refills the other one. `docs/resync.md` has the same
+//! table.
 //!
-//! | primary | backup | then |
-//! |---|---|---|
-//! | same record "in sync", sessions closed | same | Mirrored |
-//! | same record "in sync", a session open (crash) | same | Mirrored; the copies are compared |
-//! | no marker | in sync | the backup leads, the primary is refilled; and the other way round |
-//! | older record | newer record | who is full by the newer one leads; the other is purged and refilled |
-//! | items, no record | items, no record | the primary leads; adoption |
-//! | in the middle of an adoption | same | it goes on, under the same leader |
-//! | in the middle of an adoption | memory gone | the other one leads with what it holds |
-//! | in the middle of an adoption, follower | unreachable | refused until the leader answers, or its memory proves gone |
-//! | unreachable | in sync | it leads alone |
-//! | unreachable | no record at all | it leads alone; the other is adopted if no proxy has used it |
-//! | unreachable | recorded as stale, or of an earlier period | refused until the other answers, or the operator decides |
+//! | newest record | one node | the other one | then |
+//! |---|---|---|---|
+//! | any, or none | empty | empty | Mirrored: there is nothing to lose |
+//! | `alone` P | away | away | Dark until P answers |
+//! | `adopting`, leader P | away | away | Dark until P answers; then the adoption goes on |
+//! | `filling` P | away | away | Dark until the other one answers, from which P was filled |
+//! | `nobody` | away | away | Dark; the first that is purged leads |
+//! | `sync`, or none | away | away | Dark; decided again when one of them answers |
+//! | none | stale | stale | Dark; the first that is purged leads |
+//! | none | stale | away | Dark; decided again when the other one answers: it may be adopted |
+//! | none | stale | anything else | the other one leads, and fills the stale one |
+//! | none | away | anything else | the other one leads; this one is adopted if no proxy has used it, else purged and filled |
+//! | none | backup: empty | primary: items or a marker | the primary leads, and fills the backup |
+//! | none | primary: empty | backup: items or a marker | the backup leads, and fills the primary |
+//! | none | primary: items, no marker | backup: a marker | adoption; the backup leads |
+//! | none | primary: items or a marker | backup: items | adoption; the primary leads |
+//! | none | a marker | a marker | adoption; the primary leads |
+//! | `sync`, sessions closed | this record | this record | Mirrored |
+//! | `sync`, a session open (crash) | this record | this record | Mirrored; the copies are compared |
+//! | `sync` | this record | anything else | it leads, and fills the other one |
+//! | `sync` | away | anything but this record | Dark until the one that is away answers |
+//! | `sync` | neither is away | neither has this record | Dark; the first that is purged leads |
+//! | `nobody` | any | any | Dark; the first that is purged leads |
+//! | `adopting` | leader: a marker | follower: this record | the adoption goes on, under the same leader |
+//! | `adopting` | leader: a marker | follower: away | the leader leads; the adoption goes on if the follower comes back as it was, else it is purged |
+//! | `adopting` | leader: a marker | follower: anything else | the leader leads, and fills the other one |
+//! | `adopting` | leader: away | follower: this record | Dark until the leader answers, then adoption; the follower leads if the leader's memory proves gone |
+//! | `adopting` | leader: away | follower: anything else | Dark until the leader answers |
+//! | `adopting` | leader: no marker, or stale | follower: this record | the follower leads, and fills the other one |
+//! | `adopting` | leader: no marker, or stale | follower: anything else | Dark; the first that is purged leads |
+//! | `alone` or `filling` | full one: a marker | any | the full one leads, and fills the other one |
+//! | `alone` or `filling` | full one: away | any | Dark until the full one answers |
+//! | `alone` or `filling` | full one: no marker, or stale | any | Dark; the first that is purged leads |
+//!
+//! `Cluster::decide` changes two of these with `--resync=manual`: where an adoption or a comparison
+//! would begin, the leader (of a Mirrored pair the primary) leads alone. Where no records are kept
+//! (`--resync=off`, no backups) the table is not asked: a pair is mirrored, degraded or dark by
+//! which of its nodes answer.
 
 use crate::backend::marker::{Fact, Record};
 use crate::ids::Place;
