@@ -16,8 +16,8 @@ use crate::stats::{LATENCY_BUCKETS, Latencies, WorkerStats};
 pub(super) const STEP: Duration = Duration::from_secs(2);
 /// How many samples are kept: ten minutes of them.
 const KEPT: usize = 300;
-/// What a server does is told as of so many steps together: in one alone its slowest of a hundred
-/// answers may not have come.
+/// How many steps a server's figures are taken over: a single one may contain fewer than 100
+/// answers, too few for a 99th percentile.
 const SERVER_STEPS: usize = 5;
 
 /// What was counted since the start.

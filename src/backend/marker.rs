@@ -88,11 +88,10 @@ pub struct Period(pub u64);
 /// A pair's record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// Since when.
+    /// The edge that wrote it.
     pub epoch: Epoch,
     /// What.
     pub fact: Fact,
-    /// The leadership term.
     pub term: Term,
     /// The period of the ring that the pair is one of.
     pub period: Period,
@@ -158,8 +157,8 @@ impl Record {
 /// Enough for microseconds of 100,000 years.
 const MAX_NUMBER: u64 = 1 << 62;
 
-/// An epoch or a time. Whoever can reach a node can write there: none is believed that cannot be
-/// counted up from.
+/// An epoch or a time. Anything that can reach a node can write there: a number is rejected if
+/// counting up from it would overflow.
 fn number(word: &str) -> Option<u64> {
     word.parse().ok().filter(|&n: &u64| n <= MAX_NUMBER)
 }

@@ -25,7 +25,7 @@ impl Memories {
         self.lock().insert(node, [from, to]);
     }
 
-    /// Whether that one was executed is not known, and will not be: what it leaves is another
+    /// Whether the flush was executed will never be known: what is found there counts as another
     /// memory.
     pub(super) fn forget(&self, node: NodeId) {
         self.lock().remove(&node);

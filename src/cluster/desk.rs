@@ -46,7 +46,8 @@ pub(super) enum Looker {
 }
 
 impl Request {
-    /// Whoever asked was told that there is no answer: what happened now would surprise him.
+    /// Whether the caller was already told that there is no answer: the command is not executed
+    /// after that.
     pub(super) fn is_given_up(&self) -> bool {
         match self {
             Request::Report(_, reply) => reply.is_closed(),

@@ -1,7 +1,6 @@
-//! What is heard while the start looks at the servers, some of which may hang: who asks what the
-//! proxy is hears that it is starting; all else waits for the start's end. Statistics do so for
-//! less than a second: whoever asks for them waits for no more than one, and hears then what there
-//! is to say.
+//! Requests that arrive during the start, while servers are looked at, some of which may hang.
+//! `stats proxy` is answered "starting" at once. Other statistics wait for the end of the start,
+//! but at most 0.7 s, because those who ask for them wait for a second. Everything else waits.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -22,7 +21,7 @@ use super::{Heard, Losses};
 /// What `stats proxy` says without `--coordinate`.
 const STARTING: &[u8] = b"STAT proxy:role starting\r\nSTAT proxy:ready 0\r\nEND\r\n";
 
-/// So long statistics wait for the start's end.
+/// How long statistics wait for the start to end.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// What is said of them then.

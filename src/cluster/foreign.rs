@@ -90,7 +90,7 @@ impl Cluster {
         self.settings.probe_interval.mul_f64(JITTER.end) + self.settings.probe_timeout
     }
 
-    /// So long a proxy with another list is waited for.
+    /// How long to wait for a sign of a proxy with another list.
     pub(super) fn knock_time(&self) -> Duration {
         self.word_time().min(KNOCK_MAX)
     }

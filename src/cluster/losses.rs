@@ -39,12 +39,12 @@ pub trait Losses: Send + Sync + 'static {
     /// of each pair on.
     fn listed(&self) -> Vec<(PairId, Lost, Epoch)>;
 
-    /// From this epoch of the pair on that is lost. Asked for at once, whether or
-    /// not anybody awaits it; completes when it is agreed on, and never if another proxy is active
-    /// by then. Of several for one pair the latest epoch's counts, in whatever order they come.
+    /// Lists `lost` from this epoch of the pair on. It is asked for at once, also if nothing awaits
+    /// the result. Completes when it is agreed on, and never if another proxy is active by then. Of
+    /// several for one pair the one with the latest epoch counts, in whatever order they come.
     fn commit(&self, pair: PairId, epoch: Epoch, lost: Lost) -> BoxFuture<'static, ()>;
 
-    /// Whether a copy of the pair may be listed yet: whoever takes over would let it lead nothing.
+    /// Whether the record may still list a copy of the pair: a successor lets no listed copy lead.
     fn is_listed(&self, _: PairId) -> bool {
         false
     }

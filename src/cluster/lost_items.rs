@@ -13,7 +13,7 @@ use crate::resync::Fill;
 
 use super::{Cluster, summary};
 
-/// So long after the last time it is told.
+/// How long a loss of items is shown.
 const TOLD_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a pair's new leader lacks of what was acknowledged.

@@ -2,9 +2,10 @@
 //!
 //! # The loop
 //!
-//! One task, on the thread that called `main`. It **owns** every pair's state and plan, what is
-//! known of every node, the refills, the flush, and the records' epochs and terms; workers have a
-//! copy of each route, jobs a few shared sets of keys, and neither changes what the loop owns.
+//! One task, on the thread that called `main`, or of several pools each on its own. It **owns**
+//! every pair's state and plan, what is known of every node, the refills, the flush, and the
+//! records' epochs and terms; workers have a copy of each route, jobs a few shared sets of keys,
+//! and neither changes what the loop owns.
 //!
 //! All its input comes as events ([`events`](self)): from workers (a gate is closed, a node failed,
 //! a client asks), or from its own tasks, each of which ends in an event (an answer of a node, the
@@ -44,9 +45,10 @@
 //!   later than all of them.
 //! - `nodes`: what is known of a node, and its loss; `returns`: its return.
 //! - `probes`: nodes without client traffic; `evictions`: markers that are gone.
-//! - `lateness`: nodes that answer late, and whether others are late too.
+//! - `lateness`: nodes that answer late, and whether others are late too; `clocks`: their dates.
 //! - `settle`: after every event, all that follows from it.
-//! - `refills`: which refill is due; `jobs`: resyncs under way.
+//! - `refills`: which refill is due; `jobs`: resyncs under way; `unread`: what a node evicted
+//!   while it was filled, asked for later.
 //! - `losses`: losses are agreed on before they count.
 //! - `names`: host names, resolved only here; a node whose name has a new address.
 //! - `flush`: `flush_all`, a barrier over all pairs.
@@ -61,7 +63,7 @@
 //! - `clean`: keys that a node no longer owns.
 //! - `lost_items`: items of which no copy is left.
 //! - `foreign`: another proxy over the same nodes; `turn`: one of a fleet, and the one before.
-//! - `summary`: what is said of pairs, nodes and the whole.
+//! - `summary`: what is said of pairs, nodes and the whole; `report`: that as data.
 //! - `settings`: those that change while the proxy runs.
 //! - `yielding`: resyncs give way to clients.
 //!
@@ -479,8 +481,7 @@ impl Cluster {
     /// Marks the session closed on every node in use: the next start may trust what it finds.
     async fn stop(&mut self) {
         // A flush without a client that waits for it (a delayed one) may have reached one node of a
-        // pair only.
-        // Of copies that were never compared nobody else would know.
+        // pair only. And the next proxy would not know which copies were never compared.
         let is_settled = |run: &PairRun| run.pair.gate() == Gate::Open && !run.plan.is_uncompared();
         let settled = !self.flush.is_active() && self.pairs.iter().all(is_settled);
         if !self.marked() {

@@ -75,8 +75,8 @@ impl Name {
                 None
             }
             Some(_) if self.settled => {
-                // A name that is answered with another of its addresses each time comes to no
-                // agreement, and nobody is lost.
+                // A name that alternates between its addresses never gives the same one twice in
+                // a row: the node stays where it is.
                 let agreed = self.elsewhere.filter(|to| self.listed.contains(to));
                 self.elsewhere = agreed.or(Some(first));
                 agreed
@@ -351,7 +351,7 @@ impl Cluster {
         let last = address == self.address_life(node);
         let run = &mut self.nodes[node.index()];
         run.abandoned |= owing && holds(Rule::AbandonedAtMove);
-        // Of one that it has moved from since, another word is to come.
+        // If the node has moved again since, the confirmation of that move is still to come.
         if last {
             run.leaving.remove(&worker);
         }

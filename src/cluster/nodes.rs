@@ -253,10 +253,10 @@ impl Cluster {
         format!("server {}", self.topology.addr(node))
     }
 
-    /// A connection ended with commands unanswered, and not by the node's doing: they may still
-    /// take effect there. So the node is lost, as a last full copy is not, and comes back as one
-    /// that is taken over from another proxy: after a quiet period, purged of everything where it
-    /// follows.
+    /// A connection ended with commands unanswered, and it was not the node that ended it: they may
+    /// still take effect there. So the node is lost (unless it is a last full copy). It comes back
+    /// like one that is taken over from another proxy: after a quiet period, and purged of
+    /// everything where it follows.
     pub(super) fn abandoned(&mut self, node: NodeId) {
         tracing::warn!(node = %self.topology.addr(node),
             "this machine's kernel gave up a connection with commands unanswered: the node may still execute them");

@@ -22,14 +22,13 @@ use super::{Cluster, Internal};
 /// probes, in intervals.
 pub(super) const JITTER: Range<f64> = 0.8..1.2;
 
-/// That an answer to a probe or a flush is awaited is told so often in the time that an answer may
-/// take.
+/// An unanswered probe or flush is reported this many times within its timeout.
 pub(super) const AWAITED_REPORTS: u32 = 8;
 
 /// The longest time between two probes of a node that is lost, whatever the interval of healthy
 /// ones.
 const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
-/// The same of one that refuses connections: to be refused costs next to nothing, and it may be
+/// The same for a node that refuses connections: a refusal costs next to nothing, and it may be
 /// started any moment.
 const REFUSED_PROBE_MAX: Duration = Duration::from_millis(20);
 

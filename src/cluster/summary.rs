@@ -33,7 +33,7 @@ pub(super) struct PairFacts {
     pub(super) unproved: bool,
     /// The former active proxy may still be at work on them.
     pub(super) former: bool,
-    /// Whoever takes this proxy's place may yet take one copy for lost.
+    /// The fleet's record still lists a copy of this pair as lost.
     pub(super) listed: bool,
     /// Keys known to have one copy.
     pub(super) missing: usize,

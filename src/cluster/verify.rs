@@ -28,7 +28,7 @@ const AFTER_CRASH: u64 = 100_000;
 pub(super) enum Why {
     /// An operator's word, or that one server may lack what it evicted.
     Order,
-    /// How the proxy before this one ended: until then nobody knows whether they are equal.
+    /// The proxy before this one crashed: whether the copies are equal is not known before.
     Crash,
 }
 

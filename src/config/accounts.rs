@@ -5,7 +5,6 @@ use nix::unistd::{Gid, Group, Uid, User};
 /// A user that a process can become.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Account {
-    /// User id.
     pub uid: u32,
     /// The user's own group; `None` for a number that no account has.
     pub gid: Option<u32>,

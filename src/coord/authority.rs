@@ -114,8 +114,8 @@ pub struct Authority {
     /// When the thread that had not turned for longest last did.
     turned: Boot,
     burden: Burden,
-    /// The proxy that serves, or served last, has another list of servers: its place is not to be
-    /// taken, also when it has left it.
+    /// The proxy that serves, or served last, has another list of servers. Its place is never
+    /// taken, also after it has stopped.
     other_list: bool,
     role: Role,
     /// The request that is not answered yet.
@@ -278,8 +278,8 @@ impl Authority {
         let Role::Standby { sight, claims } = &mut self.role else { return vec![] };
         claims.retain(|ask| now.since(ask.asked) < times.lease);
         if let Some(record) = seen.value.record().filter(|record| record.holder == me.holder) {
-            // A claim that nobody answered. One that is not known any more was asked for too long
-            // ago to be worth anything.
+            // A claim whose answer was lost. One that is no longer remembered is too old to
+            // extend the lease.
             let asked = claims.iter().find(|ask| ask.heartbeat == record.heartbeat).map(|ask| ask.asked);
             let until = asked.map_or(Boot(0), |asked| asked.after(times.lease));
             let record = record.clone();

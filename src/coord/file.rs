@@ -41,9 +41,9 @@ const MODE: u32 = 0o600;
 /// More than any record.
 const MOST: u64 = 1 << 20;
 
-/// A disk that took more than one part in so many of a swap's time to write a record keeps no
-/// heartbeat waiting: each is replaced by the next one, and they must not take the lease's time.
-/// (Measured: 4 ms, at most 77 ms beside a writer of gigabytes, of 500 with the default lease.)
+/// After a write that took more than 1/`QUICK` of a swap's time, heartbeats are not synced to disk:
+/// each is replaced by the next one, and they must not take the lease's time. (Measured: 4 ms, at
+/// most 77 ms beside a writer of gigabytes, of 500 with the default lease.)
 const QUICK: u32 = 4;
 
 #[derive(Debug)]

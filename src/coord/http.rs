@@ -16,7 +16,6 @@ pub const NO_HTTP: &str = "it does not speak HTTP";
 /// More than any answer to what is asked here.
 const MOST: usize = 1 << 20;
 
-/// An answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
     pub status: u16,

@@ -48,7 +48,6 @@ pub(crate) fn try_each<T>(
 
 type Found = io::Result<Vec<SocketAddr>>;
 
-/// One name.
 pub(crate) struct LookUp {
     /// `None`: it is an address, and known.
     finds: Option<Arc<dyn Fn() -> Found + Send + Sync>>,

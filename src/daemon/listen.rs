@@ -34,7 +34,6 @@ pub struct Bound {
 /// What operators reach the process by.
 #[derive(Debug, Default)]
 pub struct OperatorListeners {
-    /// For `--admin`.
     pub http: Option<TcpListener>,
     /// For `--admin-socket`.
     pub socket: Option<UnixListener>,
@@ -152,7 +151,6 @@ pub enum BindError {
     Tcp {
         /// The address as given with `-l` and `-p`.
         address: SocketAddr,
-        /// What the system said.
         cause: io::Error,
     },
     /// The same of the admin listener's.
@@ -160,7 +158,6 @@ pub enum BindError {
     Admin {
         /// The address as given with `--admin`.
         address: SocketAddr,
-        /// What the system said.
         cause: io::Error,
     },
     /// The system refused a unix socket.
@@ -168,7 +165,6 @@ pub enum BindError {
     Unix {
         /// The path given with `-f` or `--admin-socket`.
         path: PathBuf,
-        /// What the system said.
         cause: io::Error,
     },
     /// Another process serves the unix socket.
@@ -336,7 +332,7 @@ fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     let bound = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.bind(&SockAddr::unix(path)?)?;
-        // Nobody can connect before it listens, so nobody does by what the umask has left.
+        // The mode is set before `listen`, so that no client connects under the umask's mode.
         std::fs::set_permissions(path, Permissions::from_mode(mode))?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -386,7 +382,6 @@ impl SocketFile {
         Ok(SocketFile { path: path.to_owned(), identity: FileId::of(&found) })
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }

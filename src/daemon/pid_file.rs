@@ -21,19 +21,12 @@ pub enum PidFileError {
     /// Another resilver runs with this file.
     #[error("pid file {}: resilver is already running as process {pid}; stop it, or give another --pid-file", .path.display())]
     Running {
-        /// The pid file.
         path: PathBuf,
         /// The process in it.
         pid: String,
     },
-    /// The system refused.
     #[error("cannot write pid file {}: {cause}; give another --pid-file", .path.display())]
-    System {
-        /// The pid file.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    System { path: PathBuf, cause: io::Error },
 }
 
 /// A pid file that is ours; removed on drop.
@@ -91,7 +84,6 @@ impl PidFile {
         Err(system(io::Error::other("it is removed again and again by other processes")))
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }

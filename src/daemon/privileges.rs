@@ -11,10 +11,8 @@ use crate::config::{Account, ProcessSettings, find_group};
 /// Why the process could not become who it should be.
 #[derive(Debug, Error)]
 pub enum PrivilegeError {
-    /// No such account.
     #[error("-u/--user {0}: there is no such user here")]
     NoUser(String),
-    /// No such group.
     #[error("-g/--group {0}: there is no such group here")]
     NoGroup(String),
     /// A step was refused.
@@ -24,9 +22,7 @@ pub enum PrivilegeError {
     Refused {
         /// User or group as given.
         wanted: String,
-        /// The system call.
         step: &'static str,
-        /// What the system said.
         cause: nix::Error,
     },
     /// The process could become root again: running on would feign a safety that is not there.

@@ -442,7 +442,7 @@ impl Work {
             ))
         });
         let trouble = read.as_ref().err().or(unreadable.as_ref());
-        // Whoever is active would say by turns that all is well and that it is not.
+        // The active proxy would otherwise alternate between two log lines.
         if trouble.is_some() || !self.refused || self.shows.borrow().role == Role::Standby {
             self.tell_trouble(trouble);
         }
@@ -489,7 +489,7 @@ impl Work {
     /// A standby, or a suspended proxy, has read the record. Returns what is to be asked about it.
     fn saw(&mut self, seen: &Seen) -> Option<Ask> {
         let Value::Record(record) = &seen.value else {
-            // Nothing that was said of the holder is true of nobody.
+            // There is no holder now: forget what was known about the last one.
             self.sight = None;
             self.shows.send_if_modified(|known| {
                 let none = Known { active: None, other_list: false, silent: false, ..known.clone() };
@@ -508,7 +508,7 @@ impl Work {
             return None;
         }
         self.show(record, silent);
-        // Whom this one never takes the place of it does not end either.
+        // A process is ended only where this proxy could take its place.
         if record.tenure != Tenure::Serving || !self.me.candidate || record.fingerprint != self.me.fingerprint {
             return None;
         }

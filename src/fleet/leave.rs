@@ -167,7 +167,7 @@ fn ask_one(address: SocketAddr, mark: &FleetMark) -> Found {
     };
     let mut answered = || -> io::Result<Found> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        // Of no purpose that there is: it is answered, and no connection comes of it.
+        // `look` is no known purpose: a proxy answers such a line and keeps no connection.
         stream.write_all(format!("proxy 1 {} look {}\r\n", mark.generation, mark.name).as_bytes())?;
         let mut answer = Vec::new();
         let mut block = [0; 64];

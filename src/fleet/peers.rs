@@ -89,7 +89,6 @@ pub(super) struct Serving {
 /// Who calls: this proxy, as it tells others of itself.
 #[derive(Clone)]
 pub(super) struct Caller {
-    /// The fleet's name.
     pub(super) name: Arc<str>,
     /// Where others reach it.
     pub(super) address: String,

@@ -10,11 +10,11 @@ use super::reply::ReplyKind;
 pub enum Outcome {
     /// An item, as the node's `VALUE` line and value: passed on without copying.
     Hit(Bytes),
-    /// The same in pieces.
+    /// An item by its parts.
     Item(Box<Fields>),
     /// No such item, to a read.
     Miss,
-    /// The same, where the client may want to hear which.
+    /// No such item, with the key, for clients that asked for it.
     MissOf(Bytes),
     Stored,
     /// The same, and the item's cas id, as a client's token.

@@ -35,12 +35,12 @@ pub(super) const TURN: u32 = 512;
 /// for each such client.
 const WINDOW: usize = 4096;
 
-/// Up to this size of values no client can leave more unread than it may have beside the account:
-/// they are not looked at more closely.
+/// Values up to this size never take more than the `FREE` bytes that a client has beside the
+/// account, so their sizes are not tracked.
 const TINY: u32 = FREE as u32 / MAX_READS;
 
-/// Keys that a client may have read at once before it was answered anything: until then nobody
-/// knows what its values are like. Each answer makes it one more.
+/// Keys that a client may have read at once before its first answer: until then the size of its
+/// values is not known. Each answer makes it one more.
 const FIRST_READS: u32 = 16;
 
 /// So many more it may have read for each answer that was what it was believed to be, where others
@@ -258,12 +258,13 @@ impl Client {
     }
 
     fn read_room_of_large(&self, reads: u32, unsent: usize, memory: &Memory) -> u32 {
-        // Others have met none that are much larger: what is believed is bad enough.
+        // This client has met values nearly as large as the largest known: its own estimate is
+        // cautious enough.
         let as_large = self.largest >= memory.sizes.largest() / 4;
         let keys = if as_large { self.reads_max } else { self.trusted(memory) }.saturating_sub(reads);
-        // One at least, however large, for whoever waits for none. What a get holds back until its
-        // last key was answered nobody can take before: neither an answer nor a free socket would
-        // ever go on with it.
+        // A client with nothing pending may always read one, however large. A get that holds its
+        // values back until its last key is answered would otherwise never continue: neither an
+        // answer nor a free socket would wake it.
         let first = u32::from(reads == 0 && (unsent == 0 || self.only_its_rest_goes_on()));
         let most = match memory.is_short() {
             true if self.largest >= LARGE => return first,

@@ -12,8 +12,8 @@ use crate::stats::requests::Family;
 
 use super::{HeldReport, LatencyReport, NodeReport, Report};
 
-/// Of the buckets that waits are counted in, each fourth ends one that is told: doublings, from 64
-/// microseconds to a second and what is longer.
+/// The ends of Prometheus' buckets, each the end of an internal one: they double from 64 us to a
+/// second, then 4 s.
 const BOUNDS_US: [u64; 16] = [
     64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576, 4_194_304,
 ];

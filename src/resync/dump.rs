@@ -16,7 +16,7 @@ use crate::protocol::node;
 
 /// Longest dump line, in bytes: a key of 250 bytes, each written as `%XX`, and some numbers.
 const MAX_LINE_BYTES: usize = 4096;
-/// So much of a line that is none is told. No end of a dump has more bytes.
+/// How much of an unreadable line is logged. Every last line that memcached writes is shorter.
 const MAX_TOLD_BYTES: usize = 120;
 /// For what is waited for as long as it takes.
 const ENDLESS: Duration = Duration::from_secs(365 * 86_400);

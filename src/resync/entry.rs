@@ -192,13 +192,13 @@ pub(super) struct Entry {
     by_content: bool,
     /// Cas id of a stale item that we won and must give back.
     won: Option<u64>,
-    /// What only the target holds is adopted; so often it was tried in vain.
+    /// An item that only the target holds is to be adopted: attempts that have failed so far.
     pub(super) adopts: Option<u8>,
     /// What is to be adopted.
     pub(super) found: Option<Box<Item>>,
     /// The item expires, and the node was not asked for its clock: it is read once more.
     pub(super) undated: bool,
-    /// So often the node turned to its next second while the item was read.
+    /// How often the node's clock went on to its next second while the item was read.
     turned: u8,
     /// So often what was won had changed before it was given back.
     lost_hold: u8,

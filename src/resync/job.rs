@@ -24,8 +24,8 @@ pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
     let _at_work = ctx.pace.job();
     ctx.progress.set_phase(Phase::Preparing);
-    // Of a target that missed nothing, and holds no copy yet, whatever it holds may lead where the
-    // leader's memory is gone.
+    // Until the first copy is made, a target that missed nothing may lead if the leader's memory is
+    // lost.
     let undone = spec.fill == Fill::Empty || spec.fill == Fill::Adopt && ctx.written.is_empty();
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone, copies_left: false };
     match ctx.connect(spec.target).await {

@@ -36,9 +36,7 @@ pub struct NodeView {
     pub ring: Option<RingMark>,
     /// Something stands in the ring marker's place that this release cannot read.
     pub ring_unread: bool,
-    /// The session marker.
     pub session: Option<Session>,
-    /// The fleet marker.
     pub fleet: Option<FleetMark>,
     /// Delayed flushes that it remembers.
     pub pending: Option<Pending>,
@@ -61,7 +59,6 @@ pub struct NodeView {
     pub item_size_max: Option<usize>,
     /// Whether items have cas ids (no `-C`).
     pub cas_enabled: bool,
-    /// memcached's version.
     pub version: String,
 }
 

@@ -82,8 +82,8 @@ impl NodeControl {
                     break;
                 }
                 let found = connection.read(deadline, keys).await?;
-                // Nobody else may have written meanwhile, and a memory that was the expected one
-                // must still be.
+                // Give up if another proxy has written meanwhile, or if the expected memory is
+                // gone.
                 let ours = |i: usize| found[i].as_ref().is_none_or(|(v, c)| *v == values[i] || Some(*c) == cas[i]);
                 if !(0..keys.len()).all(ours) || certified && found[0].is_none() {
                     break;

@@ -48,8 +48,9 @@ fn unix_seconds() -> u64 {
     crate::ambient::unix_time().as_secs()
 }
 
-/// One that a flush which is executed late does not give once more: it would pass unseen, for it
-/// puts the markers back. Whoever has sent it may be gone, and another proxy have taken its place.
+/// A name that no earlier flush has used. A flush that is executed late restores its own markers,
+/// and under a repeated name would pass unnoticed. Its sender may be gone, and another proxy in
+/// its place.
 fn new_name(memory: Incarnation) -> Incarnation {
     if holds(Rule::FlushIsANewMemory) { memory.flushed(crate::ambient::random_u64()) } else { memory }
 }

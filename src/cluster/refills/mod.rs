@@ -65,7 +65,7 @@ impl Cluster {
             return None;
         }
         let rest = self.led_with_rest(node);
-        // What the node holds of them is all that is left, and nobody can read it meanwhile.
+        // These pairs are dark and this node holds their only copies: they go first.
         let stands_in_way = |job: &JobRun| !rest.iter().all(|p| job.fills(*p));
         if run.refills.job.as_ref().is_some_and(|job| !job.progress.lingers() && !stands_in_way(job)) {
             return None;

@@ -111,8 +111,8 @@ impl Cluster {
                         self.losses.marked_by_other(mark);
                     }
                     tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
-                    // It is not used now, but the records that it showed are not unseen: a node
-                    // that missed writes might lead.
+                    // It is not used now, but the records that it showed are kept: without them a
+                    // node that missed writes might lead.
                     run.unmarked = run.view.take();
                     run.reason = Reason::Protocol;
                 }

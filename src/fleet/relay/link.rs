@@ -94,8 +94,8 @@ impl Relay {
             let present = target.active.as_ref().is_some_and(|(active, _)| active == generation);
             let in_vain = target.silent && !self.owed.is_empty() && self.asked.elapsed() >= self.shared.takeover_wait;
             if !present || in_vain {
-                // Of the one before: what it has not answered by now it never will, or nobody
-                // knows. One that hands over may fall silent too.
+                // The link leads to the former active proxy, which will not answer any more, or
+                // to one that has fallen silent (also while it hands over).
                 self.link_ended(if present { Ending::Unknown } else { Ending::Replaced })?;
             } else if target.leaving {
                 self.drain_link()?;

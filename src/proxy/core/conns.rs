@@ -23,8 +23,8 @@ use super::{Core, Now};
 /// How often operations that wait for their pair's next route are looked at while their time runs.
 const LOOKS_AT_PARKED: u64 = 32;
 
-/// That an answer is awaited is told so often in the time that it may take, the first part of it
-/// but one excepted.
+/// A late answer is reported this many times within its timeout: after each eighth, from the
+/// first on.
 const LATE_REPORTS: u64 = 8;
 
 impl Core {

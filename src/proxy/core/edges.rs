@@ -210,7 +210,7 @@ impl Core {
                 // twice.
                 self.fail(id, OUTCOME_UNKNOWN);
             }
-            // As little may what came of it be there already when it is run elsewhere.
+            // Its effect may have been copied here already: it must not run a second time.
             Stage::Unknown(_) | Stage::Executed(..) if copied && !op.kind.is_repeatable() => {
                 self.fail(id, OUTCOME_UNKNOWN);
             }

@@ -44,24 +44,15 @@ pub enum Command {
     /// unanswered. From now on what the `void` node answers counts for nothing.
     Close {
         pair: PairId,
-        /// The deposed node.
         void: Option<NodeId>,
         /// Repeated in the answer, so that an old one is told apart.
         round: u64,
     },
     /// The pair's requests flow (or are refused) by this route from now on.
-    Open {
-        pair: PairId,
-        /// The way.
-        route: Route,
-    },
+    Open { pair: PairId, route: Route },
     /// The pair's requests flow as before, but tokens carry this term from now on: those that were
     /// given before count no more.
-    Term {
-        pair: PairId,
-        /// The new term.
-        term: Term,
-    },
+    Term { pair: PairId, term: Term },
     /// The node is up with this memory; connections to it are opened, and checked to be to that
     /// memory.
     Allow {
@@ -72,11 +63,7 @@ pub enum Command {
         life: u32,
     },
     /// How far the node's dates are ahead of the proxy's; `None` = it is not known.
-    Clock {
-        node: NodeId,
-        /// How far.
-        offset: Option<Offset>,
-    },
+    Clock { node: NodeId, offset: Option<Offset> },
     /// The node is at another address: every connection that stands is given up; those made from
     /// now on lead to the new one. Answered with [`Event::Left`].
     Moved {
@@ -85,14 +72,7 @@ pub enum Command {
         address: u64,
     },
     /// The answer to an [`Event::Ask`].
-    Answer {
-        /// Who asked.
-        client: ClientKey,
-        /// In which request.
-        slot: SlotNumber,
-        /// What came of it.
-        outcome: Outcome,
-    },
+    Answer { client: ClientKey, slot: SlotNumber, outcome: Outcome },
     /// What of the settings can change has changed.
     Settings(LiveSettings),
     /// Who is connected? The core leaves that to whoever has the sockets; the answer is an
@@ -101,7 +81,6 @@ pub enum Command {
     /// The next piece of an answer that is too long to be held: there is more. Where the client is
     /// gone, the answer is an [`Event::Unwanted`].
     Part {
-        /// Who asked.
         client: ClientKey,
         /// Dropped once it is written, or is not going to be: that makes room for others.
         bytes: Bytes,
@@ -109,11 +88,7 @@ pub enum Command {
     /// Items larger than this are refused: the smallest limit of the nodes.
     ItemLimit(usize),
     /// The node's own `-I`: no value that it sends is larger.
-    ReplyLimit {
-        node: NodeId,
-        /// As it says.
-        bytes: usize,
-    },
+    ReplyLimit { node: NodeId, bytes: usize },
     /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and
     /// make the follower's equal to the leader's, while later writes of the key wait (a fenced
     /// repair). Answered with [`Event::Settled`]; equal copies are superfluous.
@@ -175,13 +150,11 @@ pub enum Event {
         /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node
         /// came back says nothing about it now.
         life: u32,
-        /// How.
         reason: Reason,
     },
     /// An answer of a node is late, or takes more than an eighth of its time. Told again and again
     /// as long as it is.
     Late {
-        /// Which node.
         node: NodeId,
         /// As in [`Event::Fault`].
         life: u32,
@@ -214,27 +187,14 @@ pub enum Event {
     Settled {
         /// Of the command.
         ticket: Ticket,
-        /// What became of it.
         settlement: Settlement,
     },
     /// The answer to [`Command::WhoIsConnected`], and how many more there are.
     Connected { worker: WorkerId, round: u64, told: Vec<Connected>, more: usize },
     /// The client to whom an answer was told in pieces is gone.
-    Unwanted {
-        worker: WorkerId,
-        /// Who asked.
-        client: ClientKey,
-    },
+    Unwanted { worker: WorkerId, client: ClientKey },
     /// A client's command that the control plane answers.
-    Ask {
-        worker: WorkerId,
-        /// Who asks.
-        client: ClientKey,
-        /// In which request.
-        slot: SlotNumber,
-        /// What.
-        question: Question,
-    },
+    Ask { worker: WorkerId, client: ClientKey, slot: SlotNumber, question: Question },
 }
 
 /// Client commands that the control plane answers.

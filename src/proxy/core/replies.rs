@@ -205,7 +205,8 @@ impl Core {
                     Behind::Nonsense => return Heed::Doubt,
                 }
                 let Some(place) = place else {
-                    // Of keys that count for nothing it is not known which they were.
+                    // The value belongs to one of the voided keys of this line; which one does not
+                    // matter.
                     conn.answered();
                     bytes::Buf::advance(&mut conn.input, reply.len);
                     return Heed::Taken;
