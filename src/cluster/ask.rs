@@ -53,7 +53,7 @@ impl Cluster {
         let _ = self.workers[asker.worker.index()].send(answer);
     }
 
-    /// Whether an answer still reaches whoever asked, as far as known.
+    /// Whether the asker still waits, as far as is known here.
     pub(super) fn still_waits(&self, asker: &Asker) -> bool {
         asker.worker != Asker::AT_THE_DESK || self.desk.is_awaited(asker.slot)
     }

@@ -16,7 +16,7 @@ use super::ask::Asker;
 #[derive(Default)]
 pub(super) struct Conns {
     round: u64,
-    /// Who is told what comes of it; who asks meanwhile waits for the next one.
+    /// Who gets the answer of this round; requests that come meanwhile wait for the next one.
     askers: Vec<Asker>,
     waiting: Vec<Asker>,
     /// Who has not said yet who is connected.

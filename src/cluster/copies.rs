@@ -1,5 +1,5 @@
-//! Keys that are known to have one copy: told, tried again, and where nobody knows which they are,
-//! looked for.
+//! Keys that are known to have one copy: reported, and tried again; where it is unknown which they
+//! are, looked for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const WINDOW: usize = 8;
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// First and longest pause between two comparings of a pair that lacks copies of unknown keys.
 const COMPARE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
-/// A pair is told of so often at most, and this many of its keys are named.
+/// The shortest time between two log lines about a pair, and how many of its keys one names.
 const TELL: Duration = Duration::from_secs(10);
 const NAMED: usize = 5;
 
@@ -42,7 +42,7 @@ pub(super) struct Copies {
     compare_at: Option<Instant>,
     compare_pause: Duration,
     told_at: Option<Instant>,
-    /// Insertions, and times that there were more, when it was last told.
+    /// Insertions, and times that there were more, when it was last logged.
     told: (u64, u64),
     /// The leader itself lacks items that it evicted while it was filled: by its word the
     /// follower's copies would go.
@@ -74,7 +74,7 @@ impl Copies {
 }
 
 impl PairRun {
-    /// Keys may have one copy, or two that differ, and nobody knows which.
+    /// Whether unknown keys may have one copy, or two that differ.
     fn lacks_unknown(&self) -> bool {
         self.lone.has_more() || self.plan.is_uncompared()
     }
@@ -234,7 +234,7 @@ impl Cluster {
         *run.copies.compare_at.get_or_insert(now + pause) <= now
     }
 
-    /// A node evicted items while it was filled: nobody knows which, nor of which pair.
+    /// A node evicted items while it was filled. Which ones, and of which pair, is unknown.
     pub(super) fn evicted_during_fill(&mut self, node: NodeId, evicted: u64) {
         let mut concerned = 0;
         for id in self.topology.pairs_of(node) {

@@ -12,7 +12,7 @@ use crate::protocol::outcome::Outcome;
 use crate::proxy::{Question, SlotNumber};
 use crate::report::Report;
 
-/// Requests that may wait. Whoever finds no place waits at the desk, with its deadline.
+/// Requests that may wait here. More wait in front of the channel, until their deadline.
 const WAITING_MAX: usize = 8;
 
 /// Within this time a report is made, or never: the control plane does not answer before it has
@@ -82,7 +82,7 @@ impl Clerk {
         self.desk.clone()
     }
 
-    /// Whether whoever gave a command waits for its answer.
+    /// Whether the answer to a command is still waited for.
     pub(super) fn is_awaited(&self, command: SlotNumber) -> bool {
         self.commands.get(&command).is_some_and(|reply| !reply.is_closed())
     }
@@ -109,7 +109,7 @@ impl Clerk {
     }
 }
 
-/// A list that is being told; whoever drops it ends it.
+/// A list that is being sent; dropping this ends it.
 #[derive(Debug)]
 pub struct Listing {
     pieces: mpsc::Receiver<Bytes>,
@@ -150,7 +150,7 @@ impl Desk {
         self.ask(|reply| Request::Report(Looker::Machine, reply), PATIENCE).await
     }
 
-    /// It is ending, and answers nobody any more.
+    /// Whether the control plane is ending, and answers no more.
     pub fn is_closed(&self) -> bool {
         self.requests.is_closed()
     }
@@ -168,7 +168,7 @@ impl Desk {
         Some(Listing { pieces: taken, end: Some(end) })
     }
 
-    /// Settings that can change while the proxy runs; false: nobody answers.
+    /// Settings that can change while the proxy runs. Returns false if there is no answer.
     pub async fn settings(&self, new: Settings) -> bool {
         self.ask(|reply| Request::Settings(Box::new(new), reply), PATIENCE).await.is_some()
     }

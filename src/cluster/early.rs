@@ -73,7 +73,7 @@ impl Early {
         }
     }
 
-    /// Those that have are told what is known.
+    /// Requests for statistics that have waited long enough are answered with what is known.
     pub(super) fn answer_late(&mut self) {
         let is_late = |(since, heard): &(Instant, Heard)| since.elapsed() >= PATIENCE && is_about_figures(heard);
         let (late, waits) = std::mem::take(&mut self.waits).into_iter().partition(is_late);

@@ -79,7 +79,7 @@ impl Cluster {
         orphaned
     }
 
-    /// What `work` makes of several pairs is told in one line for all that change alike.
+    /// Does `work` on several pairs, and logs one line for all that change alike.
     pub(super) fn told_together(&mut self, work: impl FnOnce(&mut Cluster)) {
         if self.edges.is_some() {
             return work(self);
@@ -163,8 +163,7 @@ impl Cluster {
                 if let Some(reply) = self.pairs[id.index()].ready_reply.take() {
                     let _ = reply.send(true);
                 } else {
-                    // Nobody copies any more: the job ended in between, and its end brings the pair
-                    // back to Degraded.
+                    // The job ended in between, and its end brings the pair back to Degraded.
                     self.apply(id, pair::Event::Drained(false));
                 }
             }

@@ -39,7 +39,7 @@ pub(super) enum Internal {
     Viewed { node: NodeId, result: Result<NodeView, NodeError> },
     /// It carries this proxy's markers now, or refused them.
     Marked { node: NodeId, view: Box<NodeView>, incarnation: Incarnation, result: Result<Option<SessionId>, MarkError> },
-    /// A node in use lacked a marker and was looked at. `told`: connections wait for a word.
+    /// A node in use lacked a marker and was looked at. `told`: connections wait for an answer.
     EvictionChecked { node: NodeId, told: bool, result: Result<NodeView, NodeError> },
     /// How many evictions it counts now, by which its last refill is judged.
     EvictionsRead { node: NodeId, result: Result<NodeView, NodeError> },
@@ -216,7 +216,7 @@ impl Cluster {
     pub(super) fn spawn(&self, work: impl Future<Output = Internal> + Send + 'static) {
         let internal = self.internal.clone();
         lease::spawn(async move {
-            // Nobody hears it once the loop has ended.
+            // The loop may have ended: then the event is dropped.
             let _ = internal.send(work.await);
         });
     }
@@ -229,7 +229,7 @@ impl Cluster {
         self.spawn(ask(self.controls[node.index()].clone()));
     }
 
-    /// Tells a node something. What becomes of it is nobody's concern, or another event's.
+    /// Sends a node something. No event reports the outcome, or another one does.
     pub(super) fn tell_node<W>(&self, node: NodeId, tell: impl FnOnce(Arc<NodeControl>) -> W)
     where
         W: Future<Output = ()> + Send + 'static,

@@ -10,8 +10,8 @@ use super::{Cluster, Internal};
 
 impl Cluster {
     /// A marker is gone from a live node: either its memory is, or the marker alone was evicted.
-    /// The start time and the count of flushes tell. `told`: connections found no incarnation
-    /// marker, and wait for a word.
+    /// The start time and the count of flushes decide. `told`: a worker has reported it; its
+    /// connections found no incarnation marker, and wait for an answer.
     pub(super) fn check_eviction(&mut self, node: NodeId, told: bool) {
         let run = &mut self.nodes[node.index()];
         if !run.health.is_up() || run.looking || !self.marked() {

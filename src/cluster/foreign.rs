@@ -1,6 +1,6 @@
 //! Another proxy over the same nodes. It shows itself by its open session where this proxy's was:
-//! started later, it took this one for dead. Two proxies that see failures each for itself would
-//! promote different nodes, so this one promotes nobody while that session is open, and says so.
+//! started later, it took this one for dead. Two proxies that judge failures independently would
+//! promote different nodes, so this one promotes none while that session is open, and says so.
 //! When it ends, what both wrote may differ between the copies: they are compared, as after a
 //! crash.
 //!
@@ -16,8 +16,8 @@
 //! ([`KNOCK_KEY`](crate::backend::marker::KNOCK_KEY)): where somebody answers, it does not start,
 //! nor take a server back.
 //!
-//! While two work on a node, neither deletes there what it takes to be nobody's: the other one may
-//! serve it.
+//! While two work on a node, neither deletes there what belongs to none of its own pairs: the other
+//! one may serve it.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use super::probes::JITTER;
 use super::turn::Refused;
 use super::{Cluster, Internal};
 
-/// Nobody is served meanwhile: a proxy that probes less often than this is not heard.
+/// No client is served meanwhile: so a proxy that probes less often than this is not noticed.
 const KNOCK_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of another proxy on one node.
@@ -46,9 +46,9 @@ pub(super) struct Foreign {
     suspected: Option<SessionId>,
     /// The session of an earlier proxy that still works.
     rival: Option<SessionId>,
-    /// An earlier proxy, if it still works, has left word by then.
+    /// By then an earlier proxy, if it still works, has written its rival marker.
     word_due: Option<Instant>,
-    /// The last session of a proxy that was told that this one works: the log names it once.
+    /// The last session of a proxy whose knock was answered: the log names it once.
     knocked: Option<SessionId>,
     /// How many such sessions there were.
     pub(super) count: u64,
@@ -70,7 +70,7 @@ impl Foreign {
         self.word_due.is_some()
     }
 
-    /// Whether what seems to be nobody's on the node may be another proxy's.
+    /// Whether items on the node that belong to none of this proxy's pairs may be another proxy's.
     pub(super) fn may_be_shared(&self) -> bool {
         self.is_contested() || self.awaits_word()
     }
@@ -233,13 +233,13 @@ impl Cluster {
         }
     }
 
-    /// Whether a pair has another reason to let nobody lead anew: the end of one says nothing of
-    /// the other, and whichever ends last counts. (A rival is none.)
+    /// Whether there is still a reason to promote no node of the pair: a former proxy and a foreign
+    /// one end independently, and the last end counts. (A rival is no such reason.)
     pub(super) fn stays_foreign(&self, pair: PairId) -> bool {
         self.awaits_former_of(pair) || self.any_foreign(pair, Foreign::is_live)
     }
 
-    /// Whoever was kept from leading may lead.
+    /// A node that was kept from leading may lead.
     pub(super) fn end_foreign(&mut self, pair: PairId) {
         self.apply(pair, pair::Event::Foreign(false));
         // The follower of a leader that lost its memory meanwhile was kept from it, and has been up

@@ -1,5 +1,5 @@
-//! How much each server holds, and how full it is: asked of the servers when somebody looks, and
-//! not again for a while, whoever looks how often.
+//! How much each server holds, and how full it is: asked of the servers when somebody looks at the
+//! report, and not again for a while, however often that happens.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ impl Held {
 }
 
 impl Cluster {
-    /// Somebody looks: whoever looks next sees it.
+    /// Somebody looks at the report: the figures are asked for now, and are in the next report.
     pub(super) fn ask_what_is_held(&mut self) {
         for node in self.topology.nodes() {
             let run = &mut self.nodes[node.index()];

@@ -289,7 +289,7 @@ impl Cluster {
         }
         let (inquiry, askers) = loop {
             let Some((inquiry, mut askers)) = self.inquiries.next() else { return };
-            // What nobody waits for any more is not asked, let alone done.
+            // A question whose askers have all left is not sent.
             askers.retain(|asker| self.still_waits(asker));
             if !askers.is_empty() {
                 break (inquiry, askers);
@@ -315,7 +315,7 @@ impl Cluster {
                     let markers = (!follows).then(|| MARKERS + self.topology.pair_count());
                     asked.push((node, name, markers, self.inquirers[node.index()].clone()));
                 }
-                // The last full copy, that nobody can stand in for.
+                // The last full copy: no other node can answer in its place.
                 false if leads => answers.silent.push((name, "is not in use".to_owned())),
                 _ => {}
             }

@@ -54,7 +54,7 @@ impl JobRun {
     }
 }
 
-/// What a pair's job is to be told.
+/// What a pair's job has to learn yet.
 #[derive(PartialEq, Eq, Default, Debug)]
 pub(super) struct Owed {
     /// The gate that it asked for does not close.
@@ -432,8 +432,8 @@ impl Cluster {
         run.plan.goes_on_adopting(run.pair.state(), leader) && !self.nodes[node.index()].refills.is_cancelled()
     }
 
-    /// A job is over: what it leaves behind is judged in this order, for each step goes by what the
-    /// ones before have told the pairs.
+    /// A job is over: what it leaves behind is judged in this order, because each step depends on
+    /// what the pairs have learnt in the ones before.
     fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
         let Some(job) = self.nodes[node.index()].refills.job.take_if(|j| j.serial == serial) else { return };
         let Outcome { result, drains, undone, copies_left } = outcome;
@@ -560,7 +560,7 @@ impl Cluster {
         }
     }
 
-    /// Who broke it is told, and the next try is due after a while.
+    /// The node that broke it is reported, and the next try is due after a while.
     fn try_again(&mut self, node: NodeId, job: &JobRun, error: &JobError) {
         if let JobError::Target(error) = error {
             self.fault(node, reason_of(error), true);

@@ -13,7 +13,7 @@ use crate::suspicion::{Lateness, Others, Verdict};
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
 
-/// That nodes are late together is logged so often at most.
+/// The shortest time between two log lines about nodes that are late together.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 impl Cluster {
@@ -26,8 +26,7 @@ impl Cluster {
             || self.topology.pairs_of(node).all(led_alone)
             || !holds(Rule::LateTogether)
         {
-            // There is nobody to take its place: how long it is waited for does not depend on
-            // others.
+            // No node can take its place: how long it is waited for does not depend on others.
             if lateness >= Some(Lateness::Late) {
                 if self.nodes[node.index()].health.is_up() {
                     self.suspicions.troubled(node, self.now());

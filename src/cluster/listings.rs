@@ -1,10 +1,11 @@
-//! `lru_crawler metadump`: the keys of all servers that lead, without the proxy's own, told in
+//! `lru_crawler metadump`: the keys of all servers that lead, without the proxy's own, sent in
 //! pieces.
 //!
 //! A piece is handed to the client's worker as bytes that know when they are dropped: written, or
 //! not going to be. As many as [`WINDOW`] of them are on their way; the others wait in the listing
-//! (memory up to a bound, then a file), whether the client is slow or stopped. One that takes
-//! nothing for [`STALLED`] is told so. An operator at the desk takes the pieces one by one.
+//! (memory up to a bound, then a file), whether the client is slow or stopped. For a client that
+//! takes nothing for [`STALLED`] the list ends with an error. An operator at the desk takes the
+//! pieces one by one.
 
 use std::future::ready;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ const WINDOW: usize = 8;
 /// How long a client may take nothing.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// Who is being told all keys.
+/// The lists of keys that are being sent.
 #[derive(Default)]
 pub(super) struct Listings(Vec<Listing>);
 
@@ -79,7 +80,7 @@ impl Cluster {
         self.list_to(asker, classes, pieces, ready(()));
     }
 
-    /// The end is told once `tell` is over.
+    /// The end is sent once `tell` is over.
     fn list_to(
         &mut self,
         asker: Asker,
@@ -142,7 +143,7 @@ impl Cluster {
         self.listings.0.iter().for_each(|listing| listing.gives_way.cancel());
     }
 
-    /// A client to whom keys were told is gone.
+    /// A client that was being sent a list is gone.
     pub(super) fn unwanted(&mut self, worker: WorkerId, client: ClientKey) {
         self.listings.0.iter().filter(|l| l.asker.is(worker, client)).for_each(|l| l.over.cancel());
     }

@@ -75,7 +75,7 @@ pub trait Losses: Send + Sync + 'static {
         None
     }
 
-    /// The start is over: whoever asks for something is answered from now on.
+    /// The start is over: from now on requests are answered.
     fn started(&self) {}
 
     /// The operator wants another proxy to take this one's place. Returns where those are reached
@@ -89,7 +89,7 @@ pub trait Losses: Send + Sync + 'static {
     }
 }
 
-/// There is nobody to agree with: no other proxy may take this one's place.
+/// One proxy alone: no other one may take its place, so there is nothing to agree on.
 pub struct NoStandby;
 
 impl Losses for NoStandby {
@@ -131,11 +131,11 @@ impl Cluster {
         .boxed()
     }
 
-    /// The word of whoever was active before, if it lists a copy, and no record on the servers is
-    /// of a later epoch. `newest`: the latest of these.
+    /// What the former active proxy's list says of the pair, if it lists a copy, and no record on
+    /// the servers has a later epoch. `newest`: the latest of these.
     ///
     /// A record may be written before the list says the same. That does no harm: what it says was
-    /// true, and nobody was told of anything that came after it. The list may be an old one: of a
+    /// true, and nothing that came after it was acknowledged. The list may be an old one: of a
     /// register that was restored, or was left for a while. (Seen with each: who led alone since
     /// was purged, or who had been lost since led.)
     pub(super) fn agreed(&self, pair: PairId, newest: Option<Record>) -> Option<Record> {

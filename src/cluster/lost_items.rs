@@ -25,7 +25,7 @@ pub(super) enum Lacks {
     Keys { known: usize, more: bool },
 }
 
-/// What was lost since the last time that it was so long ago that it is not told any more.
+/// What was lost since the counts were last too old to be shown ([`TOLD_FOR`]).
 #[derive(Clone, Copy, Default, Debug)]
 struct Told {
     empty: usize,

@@ -157,7 +157,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// A pair and what surrounds its present edge.
 struct PairRun {
     pair: Pair,
-    /// Counts the closings, so that an old confirmation is told apart.
+    /// Counts the closings, so that an old confirmation is recognised.
     round: u64,
     /// Workers that have not confirmed the present closing.
     unconfirmed: BTreeSet<WorkerId>,
@@ -282,8 +282,8 @@ pub struct Cluster {
     orders: BTreeMap<Ticket, oneshot::Sender<Settlement>>,
     last_ticket: Ticket,
     scrubs: verify::Scrubs,
-    /// Edges that are told together, of pairs and the states before, while several pairs learn of
-    /// one thing.
+    /// Edges that are logged together, with the states before, while several pairs learn of one
+    /// thing.
     edges: Option<Vec<(PairId, State)>>,
     desk: desk::Clerk,
     requests: Option<mpsc::Receiver<desk::Request>>,

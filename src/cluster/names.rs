@@ -147,8 +147,8 @@ impl Cluster {
         self.names.addresses.life(node)
     }
 
-    /// The first look-up of every name, before any node is looked at. What takes longer is awaited
-    /// by nobody.
+    /// The first look-up of every name, before any node is looked at. None is waited for longer
+    /// than the timeout.
     pub(super) async fn look_up_all(&mut self) {
         let patience = self.settings.timeout.max(self.settings.probe_timeout);
         let hosts = self.hosts();

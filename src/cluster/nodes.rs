@@ -77,7 +77,7 @@ pub(super) struct NodeRun {
     pub(super) away: Arc<AtomicBool>,
     pub(super) refills: Refills,
     pub(super) held: super::held::Held,
-    /// It was lost for these reasons, so often.
+    /// For which reasons it was lost, and how often.
     pub(super) faults: Vec<(Reason, u64)>,
     pub(super) since: Instant,
 }

@@ -38,7 +38,7 @@ enum Effect {
     Shutdown,
 }
 
-/// Whether one server alone may be told this; `Err`: why not.
+/// Whether this command may be sent to one server alone; `Err`: why not.
 fn judge(command: &str) -> Result<Effect, &'static str> {
     let words: Vec<&str> = command.split_ascii_whitespace().collect();
     if words.last() == Some(&"noreply") {
@@ -46,7 +46,7 @@ fn judge(command: &str) -> Result<Effect, &'static str> {
     }
     match words.first().copied().unwrap_or_default() {
         "version" | "get" | "gets" | "me" | "verbosity" | "slabs" | "lru" | "refresh_certs" => Ok(Effect::Harmless),
-        // What a server evicts for it is counted, and the copies are told to be incomplete.
+        // What a server evicts because of it is counted, and its pairs are called incomplete.
         "cache_memlimit" => Ok(Effect::Harmless),
         "stats" => match words.get(1) {
             // A marker that is gone means that the memory is, unless the counters say otherwise.
@@ -86,7 +86,7 @@ impl Cluster {
         }
     }
 
-    /// Which server is meant, and what it may be told.
+    /// Which server is meant, and the command for it.
     fn node_command<'a>(&self, args: &'a str) -> Result<(NodeId, &'a str), Bytes> {
         let (name, command) = args.split_once(' ').unwrap_or((args, ""));
         let command = command.trim();
@@ -104,7 +104,7 @@ impl Cluster {
         Ok((node, command))
     }
 
-    /// Whether what it holds of some pair nobody else has in full.
+    /// Whether it holds the only full copy of some pair.
     fn holds_an_only_copy(&self, node: NodeId) -> bool {
         let place = self.topology.place(node);
         self.topology.pairs_of(node).filter(|&p| self.topology.pair_is_used(p)).any(|p| {

@@ -69,8 +69,8 @@ impl Cluster {
         for pair in self.topology.pairs_of(node) {
             let found = self.record_in(view, pair).filter(|_| self.is_ours(node, view));
             let word = match found {
-                // A proxy has used it, and nobody is left who could tell what it has missed since:
-                // it may have been away for a week.
+                // A proxy has used it, and no record tells what it has missed since: it may have
+                // been away for a week.
                 None if view.ring.is_some() || view.ring_unread || view.session.is_some() => Word::Used,
                 None => Word::Nothing,
                 Some(Record { fact: Fact::Adopting(leader), epoch, .. })

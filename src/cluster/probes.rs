@@ -1,4 +1,4 @@
-//! Probes: nodes that nobody asks are noticed.
+//! Probes: they find nodes that fail without client traffic.
 
 use std::ops::Range;
 use std::pin::pin;
@@ -32,7 +32,7 @@ const LOST_PROBE_MAX: Duration = Duration::from_millis(200);
 /// started any moment.
 const REFUSED_PROBE_MAX: Duration = Duration::from_millis(20);
 
-/// Awaits an answer, and tells every so often for how long already.
+/// Awaits an answer, and reports at intervals of `every` for how long.
 pub(super) async fn told_while_awaited<T>(
     answer: impl Future<Output = T>,
     every: Duration,
@@ -102,8 +102,8 @@ impl Cluster {
         match self.nodes[node.index()].silent_since {
             _ if !self.nodes[node.index()].health.is_up() => {}
             Some(silent) => self.late(node, silent.elapsed() + timeout),
-            // A probe has a time of its own, and nobody is late before it is over. But others may
-            // be asked meanwhile.
+            // A probe has a timeout of its own: the node is not late before that is over, but other
+            // nodes may be probed meanwhile.
             None => self.late(node, age.min(timeout / 2)),
         }
     }

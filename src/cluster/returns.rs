@@ -128,9 +128,9 @@ impl Cluster {
             return;
         }
         match result {
-            // Workers told only during the look that old commands may still be executed there: it
-            // is looked at again. So is one that came in the middle of a flush, which ends what it
-            // holds.
+            // Workers reported only during the look that old commands may still be executed there:
+            // it is looked at again. So is a node that came back in the middle of a flush, which
+            // ends what it holds.
             Ok(_) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
             Ok(session) => {
                 if session.is_some() {

@@ -13,7 +13,7 @@ use crate::resync::Leave;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ProbeTimes {
     pub(super) interval: Duration,
-    /// An answer may take this long, whoever asks for what.
+    /// How long any answer to the control plane may take.
     pub(super) timeout: Duration,
 }
 

@@ -4,8 +4,8 @@
 //!
 //! What holds after every event, and what brings it about:
 //!
-//! - A job that waits for its pair's gate, or for what became of it, was told once that is known:
-//!   `answer_job`.
+//! - A job that waits for its pair's gate, or for what became of it, gets its answer as soon as
+//!   that is known: `answer_job`.
 //! - A job goes once its pairs are all Recovering and open; one that cannot get there has ended:
 //!   `answer_go`.
 //! - No request waits for a first leader that cannot come: `end_wait_for_leader`.

@@ -10,10 +10,10 @@ use crate::pair::{Gate, Reason, State};
 use crate::report::figures::some_of;
 use crate::resync::Phase;
 
-/// The obstacles that are told one by one; of more, the number.
+/// How many obstacles are listed one by one; of more, the number.
 const TOLD: usize = 32;
 
-/// This many alike are told in a line each; of more, one line for all.
+/// Up to this many alike have a line each; more have one line for all.
 const ALIKE: usize = 4;
 /// This many servers are named in it.
 const NAMED: usize = 3;

@@ -28,7 +28,7 @@ use super::{Cluster, Internal};
 /// How often servers are asked whether its connections are closed.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A server's clock is in seconds: its start may be told a little later than before.
+/// Seconds. A server's clock has whole seconds, so its start may seem a little later than before.
 const CLOCK: u64 = 2;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,7 +73,7 @@ pub enum Refused {
 }
 
 impl Cluster {
-    /// At the start: whether these servers are this fleet's, or nobody's.
+    /// At the start: whether these servers belong to this fleet, or to none.
     pub(super) fn judge_fleet(&self) -> Result<(), Refused> {
         for (node, run) in self.topology.nodes().zip(&self.nodes) {
             let Some(found) = run.view.as_ref().and_then(|view| view.fleet.clone()) else { continue };
@@ -183,8 +183,8 @@ impl Cluster {
 
     /// At one server, or at all.
     pub(super) fn former_gone(&mut self, node: Option<NodeId>, how: &str) {
-        // At the end of this proxy nobody waits any more: that says nothing of the former one, and
-        // the record must not say so.
+        // When this proxy ends, the waiting ends with it. That is no proof that the former one is
+        // gone, and the record must not say so.
         if self.shutdown.is_cancelled() || !self.awaits_former() {
             return;
         }

@@ -26,7 +26,7 @@ impl Unread {
 }
 
 impl Cluster {
-    /// Whether a node of the pair may have evicted copies, and has not told yet.
+    /// Whether a node of the pair may have evicted copies, which it could not be asked yet.
     pub(super) fn is_in_doubt(&self, id: PairId) -> bool {
         let (primary, backup) = self.topology.nodes_of(id);
         [Some(primary), backup].into_iter().flatten().any(|n| self.nodes[n.index()].refills.unread.since.is_some())
@@ -68,7 +68,7 @@ impl Cluster {
             return;
         }
         run.refills.unread.forget();
-        // Fewer: the count began anew, and what it was before nobody knows.
+        // A smaller count began anew, and what it was before is unknown.
         if view.evictions != since {
             self.evicted_during_fill(node, view.evictions.abs_diff(since));
         }

@@ -1,5 +1,5 @@
-//! Resyncs give way to clients: the governor is told what workers wait for, and the resyncs what it
-//! says.
+//! Resyncs give way to clients: the governor gets the workers' waiting times, and the resyncs get
+//! its verdict.
 
 use tokio::time::{Instant, sleep};
 

@@ -36,7 +36,7 @@
 //!   an earlier holder may find itself there again. It was suspended for a long time, and reads the
 //!   servers' marks before it continues.
 //! - A generation is above all generations marked on the servers, whatever the record says.
-//! - Whoever sees that a proxy with another list of servers serves claims nothing, also when that
+//! - A proxy that has seen one with another list of servers serve claims nothing, also when that
 //!   one leaves: all items would be in the wrong place. Where such a record is found free, at a
 //!   start with a new list, it is claimed after the wait, so that one with the list that it was
 //!   left with comes first. The list of lost copies is not taken over: it numbers the pairs of
@@ -89,7 +89,7 @@ pub struct Me {
     pub candidate: bool,
 }
 
-/// What the record is to carry for whoever comes next.
+/// What the record is to carry for the next active proxy.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Burden {
     pub lost: Lost,
@@ -139,8 +139,8 @@ struct Sight {
     seen: Seen,
     since: Boot,
     answered: Boot,
-    /// Its holder's process is known to be no more: nobody raises the heartbeat, and nothing that
-    /// it asked for is under way.
+    /// Its holder's process is known to have ended: the heartbeat is not raised any more, and none
+    /// of its requests is under way.
     dead: bool,
 }
 
@@ -237,7 +237,7 @@ impl Authority {
         self.turned = turned;
         match &self.role {
             Role::Standby { sight, .. } if self.request.is_none() => {
-                // Whoever is no candidate wants to know where the active one is, and no more.
+                // A proxy that is no candidate only needs to know where the active one is.
                 let read = sight.as_ref().map(|sight| now.since(sight.answered));
                 let due = self.me.candidate || read.is_none_or(|since| since >= self.times.lease);
                 if due { self.ask_to_read(now) } else { vec![] }
@@ -247,7 +247,7 @@ impl Authority {
         }
     }
 
-    /// Clients wait: the record is read by whoever is no candidate too.
+    /// Clients wait: the record is read, also by a proxy that is no candidate.
     fn wanted(&mut self, now: Boot) -> Vec<Action> {
         match &self.role {
             Role::Standby { .. } if self.request.is_none() => self.ask_to_read(now),
@@ -331,7 +331,7 @@ impl Authority {
         let closed = |rule: Rule, enough: bool| !survey.open && enough || !holds(rule);
         let at_once = match &sight.seen.value {
             Value::Record(record) if record.tenure == Tenure::Free => {
-                // Whoever has the list that it was left with comes first.
+                // A proxy with the list of servers that it was freed under comes first.
                 let same_list = record.fingerprint == self.me.fingerprint;
                 same_list && closed(Rule::FreeIsChecked, true)
             }
@@ -346,7 +346,7 @@ impl Authority {
         let generation = before.map_or(highest, |record| record.generation.max(highest)).next();
         let Me { holder, address, fingerprint, .. } = self.me.clone();
         // A record that is absent, or free, with an open session may be an old one: see the head of
-        // this file. And that the last one is gone says nothing of one that it waited for itself.
+        // this file. And the end of the last one is no proof about one that it waited for itself.
         let free = before.is_none_or(|record| record.tenure == Tenure::Free);
         let awaits = !(sight.dead || free && !survey.open) || before.is_some_and(|record| record.awaits);
         let lost = before.filter(|record| {
@@ -546,8 +546,8 @@ impl Authority {
 
     fn leave(&mut self) -> Vec<Action> {
         match self.role {
-            // A claim of unknown outcome may be made yet: whoever is a candidate then waits for a
-            // heartbeat that never comes.
+            // A claim of unknown outcome may be made yet: candidates then wait for a heartbeat that
+            // never comes.
             Role::Standby { .. } => {
                 self.role = Role::Over;
                 vec![Action::End]

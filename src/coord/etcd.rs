@@ -105,8 +105,8 @@ impl Etcd {
         self.members[self.present].authority().to_owned()
     }
 
-    /// It has answered, and what it says helps nobody: the next one is asked next time. (Not at
-    /// once: what was asked of this one may have been done.)
+    /// Its answer is of no use: another member is asked next time. (Not at once: this one may have
+    /// executed the request.)
     fn pass_on(&mut self) {
         self.present = (self.present + 1) % self.members.len();
     }

@@ -28,8 +28,8 @@ use crate::file_id::FileId;
 use super::record::{Holder, Record};
 use super::register::{Register, Seen, Swapped, Unread, Value};
 
-/// The lock is held for a read and a write of one small file: whoever finds it taken looks again
-/// soon.
+/// The lock is held for a read and a write of one small file: a proxy that finds it taken tries
+/// again after this.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// How long a start waits for that lock, to remove what others left.
@@ -88,18 +88,19 @@ impl FileRegister {
             let _ = std::fs::remove_file(&life_path);
             return Err(Unfit::Network { path: path.to_owned(), kind });
         }
-        // Nobody else knows of it yet.
+        // No other process knows of this file yet.
         flock(&life, FlockOperation::NonBlockingLockExclusive).map_err(|error| unfit(error.into()))?;
         life.write_all(Process::own().map_err(unfit)?.to_string().as_bytes()).map_err(unfit)?;
         let register = FileRegister { path: path.to_owned(), life, life_path, is_slow: false, sync: File::sync_data };
-        // What they left is in nobody's way.
+        // Files that other processes left do no harm: a failure here is none.
         let deadline = Instant::now() + PATIENCE;
         let _ = register.lock(deadline).and_then(|_locked| register.sweep(register.seen()?.value.record()));
         Ok(register)
     }
 
-    /// Removes what processes left that are no more: with the lock held, so that nobody becomes the
-    /// record's holder meanwhile. The holder's own file is the proof that it has ended.
+    /// Removes the files of processes that have ended. To be called with the lock held, so that
+    /// none becomes the record's holder meanwhile. The holder's file stays: it is the proof of its
+    /// end.
     fn sweep(&self, record: Option<&Record>) -> io::Result<()> {
         let (Some(directory), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(()) };
         let kept = record.map(|record| record.holder.to_string());
@@ -199,7 +200,7 @@ impl Register for FileRegister {
 
     fn swap(&mut self, seen: &Seen, new: &Record, deadline: Instant) -> Result<Swapped, Unread> {
         if !is_at(&self.life, &self.life_path) {
-            // Whoever looks whether this process lives must find it.
+            // Other proxies look for this file to see whether this process lives.
             return Err(Unread(format!("{} was removed: it shows that this process lives", self.life_path.display())));
         }
         self.replace(seen, new, deadline).map_err(|error| self.unread(&error))

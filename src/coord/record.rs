@@ -1,4 +1,4 @@
-//! The one record of a fleet: who is active, and what whoever comes next must know.
+//! The one record of a fleet: which proxy is active, and what the next active one must know.
 //!
 //! One line of text, words apart by one blank:
 //!
@@ -37,7 +37,7 @@ pub enum Tenure {
     Free,
 }
 
-/// Copies that are lost, each since an epoch of its pair: whoever takes over lets none of them
+/// Copies that are lost, each since an epoch of its pair: the next active proxy lets none of them
 /// lead. Not servers: a server that is filled leads its pairs again one after the other, and each
 /// of them must leave the list when its lead moves.
 ///
@@ -137,10 +137,10 @@ pub struct Record {
     pub lost: Lost,
     /// The highest leadership term that was given.
     pub term: Term,
-    /// Who was active before the holder is not known to be gone. It stays so for whoever comes
-    /// next: that the holder has stopped, or is dead, says nothing of the one before it.
+    /// The active proxy before the holder is not known to be gone. That stays so for the next one:
+    /// that the holder has stopped, or is dead, is no proof about the one before it.
     pub awaits: bool,
-    /// The holder's lease, in microseconds; 0: it has not told that.
+    /// The holder's lease, in microseconds; 0: the record does not name it.
     pub lease: u64,
 }
 

@@ -24,7 +24,7 @@ const CONNECTIONS: usize = 64;
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 40\r\n\
     Connection: close\r\n\r\na request has to come within two seconds";
 
-/// What visitors are told.
+/// What the pages of a standby show.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Standby {
     pub(super) ready: bool,

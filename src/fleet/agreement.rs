@@ -39,14 +39,15 @@ pub(super) struct Shown {
     pub(super) serves: Arc<AtomicBool>,
 }
 
-/// One after the other: were the keeper told of the next before the record is known to carry this
-/// one, what is wanted again could not be told from what it was before.
+/// One burden after the other. If the keeper got the next one before the record is known to carry
+/// this one, a return to an earlier burden would look as if the record carried it already.
 #[derive(Default)]
 struct Wanted {
     /// What is wanted now, and how often that has changed.
     burden: Burden,
     changes: u64,
-    /// What the keeper was told last, as of so many changes; whether the record carries it.
+    /// The burden that the keeper got last, and the number of changes then; whether the record
+    /// carries it.
     told: (u64, Burden),
     is_known: bool,
     /// What it was known to carry last.
@@ -204,8 +205,9 @@ impl Losses for Agreement {
 
     fn hand_over(&self) -> Result<Vec<String>, String> {
         let successors = self.shown.standbys.successors()?;
-        // Nobody could take over before the lease is over, and clients would wait for that in vain
-        // (an etcd that had just been restarted: 706 errors in two seconds).
+        // The record could not be freed: no proxy could take over before the lease is over, and
+        // clients would wait in vain (an etcd that had just been restarted: 706 errors in two
+        // seconds).
         if let Some(trouble) = self.trouble() {
             return Err(format!(
                 "the record cannot be freed for another proxy now: {trouble}; try again when stats proxy \

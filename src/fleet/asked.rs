@@ -33,7 +33,7 @@ pub(crate) enum Answer {
     Holder { dead: bool, ended: Option<String> },
 }
 
-/// Whom the keeper asks.
+/// What the keeper asks: the register, and the servers.
 pub(super) struct Asked {
     pub(super) register: Box<dyn Register>,
     pub(super) surveyor: Surveyor,

@@ -62,8 +62,8 @@ impl Doors {
         self.unix.iter().try_for_each(|listener| take_local(&listener.socket, (shared, None), over))
     }
 
-    /// This proxy ends, and has never been active: those who have connected are served, and nobody
-    /// can connect any more. To be called inside the same runtime.
+    /// This proxy ends, and has never been active: clients that have connected are served, and no
+    /// more can connect. To be called inside the same runtime.
     pub(super) fn end(&self, shared: &Arc<Shared>) {
         let tcp = self.tcp.iter().flat_map(|listening| listening.end()).map(Stream::Tcp);
         let unix = self.unix.iter().flat_map(|listening| listening.end()).map(Stream::Unix);
@@ -111,8 +111,9 @@ pub(super) fn open_for_operators(
     Ok(())
 }
 
-/// The workers of a suspended proxy stand still: whoever comes meanwhile is taken here, waits as at
-/// a standby, and is told why. (Whom a worker has already hears nothing before the lease goes on.)
+/// The workers of a suspended proxy stand still: clients that come meanwhile are taken here, wait
+/// as at a standby, and get errors with the reason. (Those that a worker has already get no answer
+/// before the lease goes on.)
 pub(super) async fn while_suspended(doors: Doors, (mut known, shared): (watch::Receiver<Known>, Arc<Shared>)) {
     let is = |role: Role| move |known: &Known| known.role == role;
     while known.wait_for(is(Role::Suspended)).await.is_ok() {

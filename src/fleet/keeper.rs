@@ -75,7 +75,7 @@ pub(super) struct Known {
     pub(super) silent: bool,
 }
 
-/// What the keeper is told.
+/// The keeper's input.
 #[derive(Debug)]
 pub(super) enum Told {
     Event(Event),
@@ -101,14 +101,14 @@ pub(super) enum Order {
     Stop,
 }
 
-/// How the keeper is told something. (It ends with the process.)
+/// Hands the keeper its input. (It ends with the process.)
 type Tells = Arc<dyn Fn(Told) + Send + Sync>;
 
 /// Handle of the keeper's thread.
 #[derive(Clone)]
 pub(super) struct Keeper {
     tells: Tells,
-    /// The keeper was told to hurry, and has not heard it yet.
+    /// A [`Told::Hurry`] is on its way to the keeper.
     hurried: Arc<AtomicBool>,
     committed: Commits,
     pub(super) known: watch::Receiver<Known>,
@@ -181,7 +181,7 @@ pub(super) fn start(me: Me, tools: Tools, asked: Asked, orders: Sender<Order>) -
     Ok(keeper)
 }
 
-/// The handle, and the work to be done by whoever is told.
+/// The handle, and the work to be done where `tells` leads.
 pub(super) fn prepare(me: Me, tools: Tools, orders: Sender<Order>, tells: Tells) -> (Keeper, Work) {
     let (shows, known) = watch::channel(Known::default());
     let (committed, hurried) = (Commits::default(), Arc::new(AtomicBool::new(false)));

@@ -109,7 +109,7 @@ fn latest(said: &[Said]) -> Option<FleetMark> {
 enum Found {
     /// Nothing, or something else.
     Nothing,
-    /// It cannot be told what is there, and why.
+    /// What is there could not be found out, and why.
     Unknown(String),
     /// Something takes connections, and says nothing.
     Silent,
@@ -185,7 +185,7 @@ fn ask_one(address: SocketAddr, mark: &FleetMark) -> Found {
     answered().unwrap_or(Found::Silent)
 }
 
-/// Who answers so, as soon as that can be told.
+/// What answers with these bytes, as soon as they suffice to say.
 fn begun(answer: &[u8]) -> Option<Found> {
     const WORDS: [&[u8]; 2] = [b"PROXY ", b"REFUSED "];
     if WORDS.iter().any(|word| answer.starts_with(word)) {

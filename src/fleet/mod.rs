@@ -75,8 +75,9 @@ use survey::Surveyor;
 /// How a process of a fleet ends that is to be started again, as a standby (`EX_TEMPFAIL`).
 pub const EXIT_FENCED: u8 = 75;
 
-/// How long a planned change waits for what other proxies have asked before this one stops, which
-/// answers what it has then: they keep nobody waiting for clients that do not read (see `relay`).
+/// How long a planned change waits for requests that other proxies have passed on. Then this one
+/// stops, and answers those that it has. (Clients that do not read delay no other ones: see
+/// `relay`.)
 const LEAVING: Duration = Duration::from_millis(150);
 
 /// How long the log is given to be written.
@@ -179,8 +180,8 @@ impl Fleet {
     }
 
     /// Takes clients until it becomes active: their requests are passed on. Returns what it takes
-    /// them on later, while its workers stand still: when it becomes active nothing may fail that
-    /// can be had before, or the record would be its own and nobody act.
+    /// them on later, while its workers stand still. All that can fail is done before it becomes
+    /// active: a failure after that would leave the record its own, and no proxy acting.
     fn take_clients(&self, listeners: &Listeners, reload: &Arc<Reload>) -> std::io::Result<Doors> {
         let (known, shown) = (self.keeper.known.clone(), self.shared.shown.clone());
         let standby = move || admin::Standby {
@@ -194,7 +195,7 @@ impl Fleet {
         Ok(doors)
     }
 
-    /// What a service manager is told of a standby.
+    /// A standby's state, for the service manager.
     fn in_one_line(&self) -> impl Fn() -> String + Send + Sync + 'static {
         let (known, shown) = (self.keeper.known.clone(), self.shared.shown.clone());
         move || shown.in_one_line(&known.borrow())
@@ -214,7 +215,7 @@ impl Fleet {
                 stand_by_no_more(&self.keeper, &self.orders, self.own.lease);
                 self.shared.over.cancel();
                 let grace = self.settings.shutdown_grace;
-                // Whoever is left then is cut off.
+                // Clients that are left then are cut off.
                 let _ = self.runtime.block_on(async { timeout(grace, none_left(&self.shared.clients)).await });
                 Ok(())
             }
@@ -273,8 +274,8 @@ impl Fleet {
     }
 }
 
-/// A standby ends. Where it has claimed the record in the same moment, nobody else would act until
-/// the lease is over, and then wait for one that never acted: the record is freed.
+/// A standby ends. If it has claimed the record in the same moment, the record is freed: otherwise
+/// the others would wait until the lease is over, and then for a proxy that never acted.
 fn stand_by_no_more(keeper: &Keeper, orders: &Receiver<Order>, patience: Duration) {
     keeper.tell(Event::Leave);
     if let Ok(Order::Begin { .. }) = orders.recv_timeout(patience) {
@@ -311,7 +312,7 @@ fn keep(
     let me = Me { holder, address, fingerprint: topology.fingerprint(), candidate: own.candidate };
     let fence = Box::new(move || {
         at_end();
-        // The log has a thread of its own. Nothing is sent or told meanwhile.
+        // The log has a thread of its own. Nothing is sent to servers or clients meanwhile.
         std::thread::sleep(LAST_WORDS);
         std::process::exit(i32::from(EXIT_FENCED));
     });
@@ -373,13 +374,13 @@ async fn hand_over(
 ) {
     leaves.await;
     if let Err(why) = serving.standbys.successors() {
-        // (Whoever it is told by to stop may know that: all are stopped, say.)
+        // (That may be intended: all are being stopped, say.)
         tracing::warn!(why, "nobody is known to take over: clients wait, unless another proxy is started");
     }
     let mut known = keeper.known.clone();
     tokio::spawn(async move {
-        // Nobody can be answered, and nothing is to be said to servers; and workers stand still, so
-        // that no grace would ever be over. It may come at any moment of the stop.
+        // A suspended proxy can neither answer clients nor speak to servers, and its workers stand
+        // still, so that the grace would never be over. This may happen at any moment of the stop.
         if known.wait_for(|known| known.role == Role::Suspended).await.is_ok() {
             keeper.quit();
         }

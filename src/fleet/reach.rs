@@ -3,8 +3,8 @@
 //! all, hands over to it. While no proxy is active, as far as is known, any other one looks too:
 //! its clients are to hear why.
 //!
-//! By connections that last as long as the look: one that stayed would be of unknown origin to
-//! whoever waits at a takeover for those of the former active proxy to close.
+//! By connections that last as long as the look: one that stayed would be of unknown origin to the
+//! proxy that waits, at a takeover, for those of the former active proxy to close.
 
 use std::io;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl Reach {
             if !tenure.is_over(role == Role::Active, is_cut_off, self.shared.shown.standbys.one_reaches_all()) {
                 continue;
             }
-            // Nobody could take over before the lease is over.
+            // While the record cannot be freed, no proxy could take over before the lease is over.
             if self.known.borrow().trouble.is_some() || self.hands_over.is_cancelled() {
                 continue;
             }

@@ -44,7 +44,7 @@ pub(super) fn open(own: &FleetSettings, holder: Holder) -> std::io::Result<Opene
             match etcd.judge(Instant::now() + FIRST_WORD) {
                 Ok(None) => {}
                 Ok(Some(why)) => return Err(refuse(why)),
-                // It may come: whoever is a standby waits for it.
+                // It may come: a standby waits for it.
                 Err(why) => tracing::error!("{why}: no proxy can become active before one answers"),
             }
             let place = format!("etcd, key /resilver/v1/{name}/active");

@@ -11,9 +11,9 @@ const SAYS_WHETHER_FIT: u32 = 2;
 /// What a standby says of itself each time that it asks, in one byte.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Fitness {
-    /// Where the proxies agree does not answer it.
+    /// The store given by `--coordinate` does not answer it.
     NoStore,
-    /// No server does. Whoever reaches none takes nobody's place.
+    /// It reaches no server, and so never takes another proxy's place.
     NoServer,
     /// It could take over.
     Fit,
@@ -48,7 +48,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// By what stands behind the name. Whoever says less is not shown.
+    /// From the words behind the name. A proxy that sends fewer is not shown.
     pub(super) fn of(words: &[&str]) -> Option<Peer> {
         let [address, candidate, release, ..] = words else { return None };
         let (address, release) = ((*address).to_owned(), (*release).to_owned());

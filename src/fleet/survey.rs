@@ -62,8 +62,8 @@ pub(super) fn is_open(said: &[Said]) -> bool {
 pub(super) fn judge(said: &[Said], servers: usize) -> Survey {
     let marks = || said.iter().filter_map(|(_, mark)| mark.as_ref());
     let highest = marks().map(|mark| mark.generation).max().unwrap_or_default();
-    // Whoever claimed the highest has waited for those before: a server that was away since may
-    // bear the mark of one with a longer lease.
+    // The proxy that claimed the highest has waited for those before. So an earlier mark, on a
+    // server that was away since, does not count, though its lease may be longer.
     let latest = marks().filter(|mark| mark.generation == highest);
     Survey {
         answered: match said.len() {
@@ -151,8 +151,8 @@ impl Surveyor {
         self.servers.iter().map(say).collect()
     }
 
-    /// Takes the fleet's marks from all servers: after all have answered, for of a fleet that keeps
-    /// some of its marks nobody could tell whose the servers are.
+    /// Takes the fleet's marks from all servers. To be called after all have answered: of a fleet
+    /// that keeps some of its marks, it would be unclear whose the servers are.
     ///
     /// # Errors
     ///
@@ -178,7 +178,7 @@ fn ask(server: &Server, deadline: Instant) -> io::Result<Said> {
     converse(server, deadline, &question(), read)
 }
 
-/// With the first of its addresses that answers: a name may have one on which nobody listens.
+/// With the first of its addresses that answers: a name may have one without a listener.
 fn converse<T>(server: &Server, deadline: Instant, question: &str, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<T> {
     let addresses = server.addresses(deadline)?;
     try_each(&addresses, deadline, |address, until| converse_with(address, until, question, &read))

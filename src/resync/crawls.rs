@@ -2,9 +2,9 @@
 //!
 //! A dump goes on whether or not anybody reads it, and until memcached 1.6.28 a command that meets
 //! one blocks the worker thread that took it. Where the crawler stands still, each further dump
-//! takes one thread more, until none is left for clients. So a dump belongs to its server: whoever
-//! loses patience with it, or has no more use for it, leaves it to a task that reads it to its end,
-//! and nobody asks for another one before. (To close the connection instead crashes memcached up to
+//! takes one thread more, until none is left for clients. So a dump belongs to its server: a reader
+//! that loses patience with it, or needs it no more, leaves it to a task that reads it to its end,
+//! and no other one is requested before. (To close the connection instead crashes memcached up to
 //! 1.6.25, if the dump is about to end and its reader is slow.)
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ struct Crawler {
     left: Mutex<Option<Instant>>,
 }
 
-/// Nobody else's dump is under way.
+/// The right to be the only dump of a server.
 #[derive(Debug)]
 pub(super) struct Turn {
     _guard: OwnedMutexGuard<()>,

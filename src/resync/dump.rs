@@ -37,7 +37,7 @@ pub(super) enum DumpEnd {
     Off(String),
 }
 
-/// A connection to a node of whose crawler nobody wants anything else.
+/// A connection to a node whose crawler has no other dump under way.
 pub(super) struct Free {
     pub(super) pipe: Pipe,
     pub(super) turn: Turn,

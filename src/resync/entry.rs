@@ -200,7 +200,7 @@ pub(super) struct Entry {
     pub(super) undated: bool,
     /// How often the node's clock went on to its next second while the item was read.
     turned: u8,
-    /// So often what was won had changed before it was given back.
+    /// How often an item that was won had changed before it was given back.
     lost_hold: u8,
     /// The source has it marked stale, or remembers that somebody recomputes it.
     pub(super) marked: bool,
@@ -298,9 +298,9 @@ impl Entry {
         }
     }
 
-    /// The node turned to its next second while a batch was read: to which of the two an item's
-    /// remaining time belongs cannot be told, and it is read once more. (If that goes on, the
-    /// earlier one counts.)
+    /// The node's clock went on to its next second while a batch was read: to which of the two
+    /// seconds an item's remaining time belongs is unknown, and it is read once more. (If that goes
+    /// on, the earlier one counts.)
     pub(super) fn date_again(&mut self) {
         if let Stage::Add(item) = &self.stage
             && item.seen.ttl > 0
@@ -417,8 +417,8 @@ impl Entry {
                 Stage::LookBack { then }
             }
             Stage::GiveBack { then, .. } => *then,
-            // It may be another client's right by now, which is given twice then: two recompute
-            // it, where otherwise nobody might.
+            // The right may be another client's by now, and is given twice then: two clients
+            // recompute the item, where otherwise none might.
             Stage::LookBack { then } if said.answer.invalid && said.answer.cas != 0 => {
                 self.won = Some(said.answer.cas);
                 *then

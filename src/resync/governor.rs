@@ -48,7 +48,7 @@ const MIDDLE: u32 = 16;
 const TOLERATED_LATER: (f64, f64) = (0.50, 0.55);
 /// Answers that are enough for a judgement; how long they are waited for.
 const JUDGED: (u64, Duration) = (200, Duration::from_millis(400));
-/// Fewer answers a second: nobody is there whom a resync could disturb.
+/// With fewer answers a second there are no clients that a resync could disturb.
 const IDLE_PER_S: f64 = 20.0;
 /// What the answers of earlier rests still count when newer ones come.
 const FADE: f64 = 0.8;
@@ -91,7 +91,7 @@ pub struct Governor {
 /// What the resyncs do now, and until when.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Slice {
-    /// Nobody is there: without end.
+    /// There are no clients: without end.
     Alone,
     Work(Duration),
     /// `settled`: what they did before has been answered.
@@ -192,7 +192,7 @@ impl Governor {
         self.slice = Slice::Rest { until: now + REST.1, settled: Some(now + REST.0) };
     }
 
-    /// Whether so few answers came since the window began that nobody is there.
+    /// Whether so few answers came since the window began that there are no clients.
     fn is_alone(&self, now: Duration) -> bool {
         let (count, time) = (self.window.iter().sum::<u64>(), now.saturating_sub(self.since));
         (count as f64) < (IDLE_PER_S * time.as_secs_f64()).max(2.0)
@@ -206,7 +206,7 @@ impl Governor {
         if self.is_alone(now) {
             self.share = (self.share * 4.0).min(1.0);
             if self.share >= 1.0 {
-                // There is nobody to rest for.
+                // There are no clients to rest for.
                 self.slice = Slice::Alone;
             }
         } else if self.slice == Slice::Alone {

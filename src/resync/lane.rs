@@ -251,7 +251,7 @@ impl Lane {
         let held = self.at_source.iter().chain(&self.at_target).filter_map(Entry::held);
         let (keys, cas): (Vec<_>, Vec<_>) = held.unzip();
         if !keys.is_empty() {
-            // Nobody else would. (Where the source owes other answers it cannot be asked.)
+            // Nothing else gives it back. (If the source owes other answers, it cannot be asked.)
             let held = cas.into_iter().enumerate().collect();
             let _ = give_back(&mut self.source, &keys, held, tuning.target_timeout).await;
         }

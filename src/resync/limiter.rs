@@ -52,7 +52,7 @@ impl RateLimiter {
         let Some(rate) = self.rate() else { return want };
         let now = Instant::now();
         let mut spent = self.lock();
-        // Time that nobody used is lost, except for the burst.
+        // Unused time is lost, except for the burst.
         let from = spent.until.unwrap_or(now).max(now.checked_sub(BURST).unwrap_or(now));
         let free = now.saturating_duration_since(from).as_nanos().saturating_mul(u128::from(rate)) / 1_000_000_000;
         // At a very low rate a burst holds no whole item: one is granted as soon as the last one is

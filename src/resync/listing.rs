@@ -40,7 +40,7 @@ pub enum ListError {
     /// The server is to be read for its other copy.
     #[error("gives way to a resync")]
     GivesWay,
-    /// Whoever takes the lines takes no more.
+    /// The reader of the lines takes no more.
     #[error("is not taken")]
     Unwanted,
 }
@@ -54,7 +54,7 @@ struct Waiting {
 }
 
 /// Lists these nodes one after the other, as their own lines with LF at the end. `wanted` picks
-/// lines, by key and line. Whoever hears no more of the `pieces` ends it.
+/// lines, by key and line. Dropping the receiver of `pieces` ends it.
 pub async fn list(
     ctx: &Context,
     nodes: Vec<NodeId>,

@@ -244,8 +244,8 @@ pub struct Context {
     pub memories: BTreeMap<NodeId, Incarnation>,
     /// By what other names they are known since.
     pub names: Arc<Memories>,
-    /// The largest item of each node, in bytes, by its `-I`. Of one that is left out nobody knows
-    /// it, and it may be as large as any memcached's.
+    /// The largest item of each node, in bytes, by its `-I`. Unknown for a node that is left out:
+    /// it may be as large as any memcached's.
     pub item_limits: BTreeMap<NodeId, usize>,
     /// Which pair a key belongs to.
     pub owner: Owner,

@@ -109,7 +109,7 @@ impl Pace {
         self.share.load(Relaxed) == WHOLE
     }
 
-    /// How much of `full` is sent in one go: small lots, so that nobody waits long behind one.
+    /// How much of `full` is sent in one go: small lots, so that no client waits long behind one.
     pub(super) fn batch(&self, full: usize) -> usize {
         let share = self.share.load(Relaxed) as usize;
         let least = LEAST_PER_S * self.cycle_us.load(Relaxed) as usize / 1_000_000;

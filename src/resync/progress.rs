@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::ids::PairId;
 
-/// In place of a number of evictions that the target has not told.
+/// In place of a number of evictions that was not read from the target.
 const NOT_READ: u64 = u64::MAX;
 
 /// What a job is doing.
@@ -150,8 +150,8 @@ impl Progress {
         self.evictions_after.store(count, Relaxed);
     }
 
-    /// What the target had counted when the job began, where nobody has read what it counted at the
-    /// end: [`Progress::incomplete`] does not tell of it.
+    /// What the target had counted when the job began, if its count at the end was not read:
+    /// [`Progress::incomplete`] leaves it out.
     pub fn unread_evictions(&self) -> Option<u64> {
         let before = self.evictions_before.load(Relaxed);
         (before != NOT_READ && self.evictions_after.load(Relaxed) == NOT_READ).then_some(before)

@@ -206,7 +206,7 @@ impl Refill {
 
     async fn connect(&mut self) -> Result<(), JobError> {
         let stop = self.stop.clone();
-        // The source's own; only needed where items are added there and nobody measured it.
+        // The source's own; only needed where items are added there and it was not measured yet.
         let mut source = self.offset;
         if self.fill == Fill::Adopt {
             let offset = stop.run_until_cancelled(source_offset(&self.ctx, self.source)).await;
@@ -280,7 +280,7 @@ impl Refill {
             return Ok(());
         }
         if self.trickle {
-            // The keys that were lost are not on the target, as every key that nobody has read yet.
+            // The keys that were lost are not on the target, like every key not read yet.
             for slot in self.slots.iter().filter(|slot| slot.recopy.overflowed()) {
                 slot.recopy.forget_overflow();
             }

@@ -32,12 +32,12 @@ use crate::protocol::node::Ask;
 /// Keys whose copies differed once and that wait to be looked at again. More, and the reading
 /// pauses.
 const MAX_SUSPECTS: usize = 4096;
-/// A key whose leader's item changes between two looks is looked at so often; then it is being
-/// written all the time, and not judged.
+/// How often a key is looked at whose leader's item changes between two looks; after that it counts
+/// as written all the time, and is not judged.
 const MAX_LOOKS: u8 = 5;
 /// Bytes of items read at once from each node.
 const BATCH_BYTES: usize = 1 << 20;
-/// An order that failed is given again so often, after this pause.
+/// How often a failed order is given again, and after which pause.
 const MEND_TRIES: u8 = 3;
 const MEND_PAUSE: Duration = Duration::from_millis(200);
 /// Differences named in the log.
@@ -95,7 +95,7 @@ pub struct Verify {
     pub pairs: Vec<VerifyPair>,
     /// Keys a second.
     pub limiter: Arc<RateLimiter>,
-    /// It gives way to clients as a resync does: nobody has asked for it.
+    /// It gives way to clients as a resync does, because no operator has asked for it.
     pub yields: bool,
     /// How long a write may take to reach both nodes: the pause between two looks at one key.
     pub settle: Duration,

@@ -108,8 +108,8 @@ pub(super) fn expires(key: &str) -> bool {
 }
 
 /// Lets an item expire in the judge's eyes: not before some moment, and not later than its client
-/// asked, counted from when it was told that it is stored. (Of one that is never acknowledged
-/// nobody knows from when.)
+/// asked, counted from the acknowledgement. (Of a write that is never acknowledged it is unknown
+/// from when on.)
 async fn expire(history: History, key: String, value: String, lasts: Duration, stored: Rc<Cell<Option<Instant>>>) {
     let begun = Instant::now();
     sleep(lasts.saturating_sub(EARLY)).await;
@@ -423,7 +423,7 @@ impl Client {
         let deadline = Instant::now() + self.patience();
         match request.answer {
             Expect::Nothing => {
-                // Where errors are allowed it may have met one, and nobody hears of it.
+                // Where errors are allowed it may have met one, which is not answered either.
                 if !self.habits.errors_allowed {
                     let (op, key) = request.ops[0].clone();
                     self.history.silent(op);

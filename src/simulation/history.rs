@@ -1,4 +1,4 @@
-//! What the clients did and were told, and what else is wrong.
+//! What clients did, the answers that they got, and all violations that were found otherwise.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -55,7 +55,7 @@ impl History {
         self.answer_with(id, outcome, None);
     }
 
-    /// `token`: that of the item behind it, if the client was told.
+    /// `token`: that of the item behind it, if the client was shown one.
     pub(super) fn answer_with(&self, id: usize, outcome: Outcome, token: Option<u64>) {
         let inner = &mut *self.0.borrow_mut();
         let moment = inner.next_moment();
@@ -186,7 +186,7 @@ fn add_what_was_seen(ops: &mut Vec<Op>, key: &str, seen: &Seen, until: impl Fn(I
     ops.sort_by_key(|op| op.begun);
 }
 
-/// A token is told of one version: what came with it is always the same.
+/// A token belongs to one version of an item: what came with it is always the same.
 fn tokens_that_came_again(key: &str, ops: &[Op]) -> Option<String> {
     let mut values: BTreeMap<u64, &str> = BTreeMap::new();
     ops.iter().find_map(|op| {

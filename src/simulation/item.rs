@@ -1,5 +1,5 @@
-//! What one memcached makes of a call: the item behind it, and whether it would have said what the
-//! client was told.
+//! What one memcached makes of a call: the item behind it, and whether it would have given the
+//! answer that the client got.
 //!
 //! Of the proxy's own looks at a stale item it is known when they won the right to recompute it,
 //! and when they gave it back ([`Call::Look`], [`Call::GiveBack`]); and of the pairs, when another
@@ -85,7 +85,7 @@ pub(super) struct Marks {
     pub(super) stale: bool,
 }
 
-/// Who was told to recompute an item.
+/// Whether the right to recompute an item was given, and to whom.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) enum Taken {
     #[default]
@@ -94,7 +94,7 @@ pub(super) enum Taken {
     ByProxy,
 }
 
-/// An item as far as clients are told of it.
+/// An item, as far as answers show it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(super) struct Item {
     pub(super) text: String,
@@ -102,7 +102,7 @@ pub(super) struct Item {
     ends: u32,
     stale: bool,
     taken: Taken,
-    /// The last token that was told of it; 0: none was since it has another cas id.
+    /// The last token that an answer showed; 0: none since its cas id changed.
     token: u64,
 }
 
@@ -125,7 +125,7 @@ impl Item {
         self.text.split(' ').next()?.parse().ok()
     }
 
-    /// A new item with this value, of which nobody was told anything.
+    /// A new item with this value, of which no answer has shown anything.
     fn joined(&self, text: String) -> Item {
         Item { text, flags: self.flags, ends: self.ends, ..Item::default() }
     }
@@ -155,7 +155,7 @@ impl Item {
     }
 }
 
-/// `told`: the token that the client was told of the item behind it.
+/// `told`: the token that the answer showed of the item behind it.
 pub(super) fn step(item: Option<&Item>, call: &Call, outcome: &Outcome, told: Option<u64>) -> Step {
     let next = match call {
         Call::Meta(meta) => meta_step(item, meta, outcome),
@@ -296,7 +296,7 @@ fn meta_step(item: Option<&Item>, meta: &Meta, outcome: &Outcome) -> Step {
         },
         (Meta::SetWithCas, _) => (Same, Outcome::Denied),
     };
-    // The number need not be told.
+    // The answer may leave the number out.
     let untold = matches!((&said, outcome), (Outcome::Number(_), Outcome::Done));
     if said == *outcome || untold || outcome.is_open() { next } else { Misfit }
 }

@@ -83,7 +83,7 @@ pub(super) struct Op {
     pub(super) who: String,
     pub(super) call: Call,
     pub(super) outcome: Outcome,
-    /// The token of the item behind it that the client was told.
+    /// The token of the item behind it, if the answer showed one.
     pub(super) token: Option<u64>,
     /// Moments, counted over all clients' calls and answers. One of unknown outcome that has an end
     /// takes effect before it, or never.
@@ -159,8 +159,8 @@ const NOTHING: u32 = 0;
 /// has executed goes with it. An acknowledged write on top of it makes it stay.
 pub(super) fn judge(ops: &[Op], lenient: bool) -> Verdict {
     debug_assert!(ops.is_sorted_by_key(|op| op.begun));
-    // Most writes that nobody answered never happened. Only where no order is found without those
-    // that nobody saw are they reckoned with.
+    // Most unanswered writes never happened. Those whose value no client has seen are included
+    // only if no order is found without them.
     let seen = |op: &Op| value_of(&op.call).map_or(!is_look(&op.call), |value| is_seen(ops, value));
     let likely: Vec<&Op> = ops.iter().filter(|op| op.outcome != Outcome::Unknown || seen(op)).collect();
     if likely.len() < ops.len() {

@@ -1,6 +1,5 @@
 //! A seeded simulation in virtual time: clients, the whole proxy, and two to four model nodes, on
-//! one thread, with failures between any two steps. What the clients were told is judged key by
-//! key.
+//! one thread, with failures between any two steps. The clients' answers are judged key by key.
 //!
 //! The proxy is the daemon's own: workers, control plane, resyncs, as [`crate::server::Assembly`]
 //! puts them together. Only what is outside of it is modelled: memcached ([`node`]), hosts and

@@ -21,7 +21,7 @@ use super::world::World;
 use faults::{FAULTS, Fault, fail, heal, heal_all, lost, pause, replace_proxy};
 use overload::overload;
 
-/// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
+/// A fault that was not noticed yet leaves the pairs mirrored: this long after its end it was
 /// noticed.
 const NOTICED: Duration = Duration::from_millis(700);
 
@@ -190,8 +190,8 @@ async fn anything(world: &mut World) {
 }
 
 /// Nodes are out of reach one after the other or together, and proxies die. Which of two copies is
-/// newer may be known to nobody in reach, so a proxy begins only when all nodes are well; they may
-/// break connections meanwhile.
+/// newer may be recorded on no node in reach, so a proxy begins only when all nodes are well; they
+/// may break connections meanwhile.
 async fn restarts(world: &mut World) {
     for _ in 0..world.rng.random_range(1..4) {
         for _ in 0..world.rng.random_range(0..4) {
@@ -227,7 +227,7 @@ async fn restarts(world: &mut World) {
 
 /// Somebody flushes a node. The first reads may miss; then it is noticed, by the misses alone.
 async fn stranger(world: &mut World) {
-    // A leader: what only the follower has lost nobody reads.
+    // A leader: what only the follower has lost is read by no client.
     let node = 0;
     world.net.change(node, "flushed by a stranger", |host| host.node.forget(None));
     for round in 0..60 {
@@ -251,7 +251,7 @@ async fn evictions(world: &mut World, hot: &[String], stop: &Cell<bool>) {
     }
     pause(world, 100..200).await;
     stop.set(true);
-    // Whoever finds the item changed under a repair begins again, but not for ever: then the two
+    // A repair that finds the item changed under it begins again, but not for ever: then the two
     // copies stay different for now.
     let stats = world.operator.ask("stats\r\n").await.unwrap_or_default();
     if let Some(failed) = stats.iter().find(|line| line.contains("repair_failed") && !line.ends_with(" 0")) {
@@ -304,7 +304,7 @@ async fn both_down(world: &mut World) {
         // It may lead with nothing before the other one is there.
         lost(world);
     } else {
-        // What nobody writes has been missed by nobody.
+        // Only keys that were written meanwhile can be missed, and so lost.
         for key in world.hot_keys() {
             world.history.call(99, Some(&key), Call::Delete);
         }

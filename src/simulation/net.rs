@@ -32,8 +32,8 @@ use serving::Serving;
 
 /// What a stream holds each way before its writer must wait, bytes.
 const SOCKET: usize = 64 * 1024;
-/// A connection that waits at a node that wakes may wait so much longer, in milliseconds, where the
-/// host is not told otherwise.
+/// How much longer, in milliseconds, a connection may wait at a node that wakes, unless the host is
+/// set otherwise.
 const WAKING_MS: u64 = 600;
 /// How long a proxy may not notice that a connection broke, in milliseconds.
 const NEWS_MS: u64 = 12;
@@ -278,7 +278,7 @@ impl Net {
         self.lock().leads[node].0
     }
 
-    /// Whoever hangs or is out of reach, a node's host or one of earlier, goes on.
+    /// Hosts that hang or are out of reach go on, also those that nodes had earlier.
     pub(super) fn wake_all(&self) {
         note(|| "FAULT  all hosts are well".to_owned());
         for host in &mut self.lock().hosts {
@@ -367,8 +367,8 @@ impl Net {
         }
     }
 
-    /// Commands take time, if there are many: or who goes round in circles would keep the world's
-    /// clock from going on, and nobody would see it.
+    /// Commands take time, if there are many: a task that repeats them without end would otherwise
+    /// stop the world's clock, and go unnoticed.
     async fn take_time(&self) {
         let now = Instant::now();
         let crowded = {

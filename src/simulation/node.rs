@@ -70,8 +70,8 @@ impl Node {
         alive.map(|(key, item)| (key.clone(), (item.value.clone(), item.flags, ends(item.exptime)))).collect()
     }
 
-    /// What it holds that belongs to the leader alone: it is stale, or somebody was told to
-    /// recompute it.
+    /// What it holds that belongs to the leader alone: items that are stale, or that a client was
+    /// told to recompute.
     pub(super) fn marked(&mut self) -> Vec<Vec<u8>> {
         let alive = self.at_present().alive().filter(|(_, item)| item.mark != Mark::default());
         alive.map(|(key, _)| key.clone()).collect()

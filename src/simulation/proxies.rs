@@ -83,7 +83,7 @@ impl Proxy {
     /// Its tasks have ended. Returns whether one has panicked.
     pub(super) async fn have_stopped(&mut self) -> bool {
         let mut panicked = false;
-        // Whoever waits may be cut off, and wait again.
+        // The caller may be cut off while it waits, and wait again.
         while let Some(task) = self.tasks.last_mut() {
             panicked |= task.await.is_err_and(|error| error.is_panic());
             self.tasks.pop();

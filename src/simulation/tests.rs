@@ -57,7 +57,7 @@ fn tell(seed: u64, profile: Profile, rule: Option<Rule>) -> String {
     )
 }
 
-/// A seed of all profiles, or of the one that is named, told in full; without a rule, if one is
+/// A seed of all profiles, or of the one that is named, with its trace; without a rule, if one is
 /// named.
 #[test]
 fn one_seed() {

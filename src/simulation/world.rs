@@ -173,8 +173,8 @@ impl World {
             let (mine, theirs) = match self.rng.random_range(0..6) {
                 0 => (Some(&first), None),
                 1 => (Some(&first), Some(&first)),
-                // Where a client deletes one of them, and nobody hears of that because the proxy
-                // dies, the other one may be left.
+                // If a client deletes one of them, and the proxy dies before it answers, the other
+                // one may be left.
                 2 if cold => (Some(&first), Some(&second)),
                 3 if !cold => (None, None),
                 _ => (None, Some(&second)),
@@ -301,7 +301,7 @@ impl World {
             let status = self.operator.ask("resync status\r\n").await.unwrap_or_default();
             let commands = self.net.executed() - commands;
             if commands > HEALING_COMMANDS {
-                // In virtual time the end would come, and nobody would see it.
+                // In virtual time the healing would end at last, and this would go unnoticed.
                 return self.history.violation(format!("{when}: not mirrored, and {commands} commands executed"));
             }
             if status.iter().any(|line| line == "STAT mirrored 1") {
@@ -414,7 +414,7 @@ impl World {
         note(|| format!("FAULT  proxy {} is killed", proxy.id));
         self.doors.borrow_mut().clear();
         self.net.kill_proxy(proxy.id);
-        // Whoever has panicked is found by what clients are not told.
+        // A task that has panicked shows by the answers that clients do not get.
         proxy.end().await;
     }
 

@@ -345,9 +345,9 @@ impl Cluster {
         markers
     }
 
-    /// A last full copy that is not reached holds what the flush has ended: whoever comes back with
-    /// it must not lead before a purge. Not before a node was flushed: if all refuse (`-F`),
-    /// nothing has changed.
+    /// A last full copy that is not reached holds what the flush has ended: when its node comes
+    /// back, it must not lead before a purge. Done only after a node was flushed: if all refuse
+    /// (`-F`), nothing has changed.
     fn void_dark(&mut self) {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
@@ -403,8 +403,8 @@ impl Cluster {
         self.unsettled.flush();
     }
 
-    /// Workers check their connections by that name. What they have told of a memory that is not
-    /// the one they knew counts no more: every gate is closed, so nothing is forgotten with it.
+    /// Workers check their connections by that name. Their reports of a memory other than the one
+    /// that they knew no longer count: every gate is closed, so nothing is forgotten with them.
     fn rename(&mut self, node: NodeId, name: Option<Incarnation>) {
         let Some(name) = name else { return };
         let used = self.nodes[node.index()].health.is_up() || self.leads(node);
@@ -453,7 +453,7 @@ impl Cluster {
         }
         let Some(Finished { askers, answer, flushed, guard, next }) = self.flush.finish() else { return };
         if flushed {
-            // Whoever holds anything yet is lost, and purged.
+            // A node that still holds anything counts as lost, and is purged.
             self.pairs.iter().for_each(|run| run.lone.forget());
             self.nodes.iter_mut().for_each(|run| run.refills.unread.forget());
         }

@@ -18,7 +18,7 @@ pub(in crate::cluster) struct Refills {
     pub(in crate::cluster) job: Option<JobRun>,
     /// The last one's progress and end.
     pub(in crate::cluster) last: Option<LastJob>,
-    /// What the node evicted while it was filled, as long as it has not told.
+    /// What the node evicted while it was filled, as long as that could not be asked for.
     pub(in crate::cluster) unread: Unread,
     /// The operator asked for one, whatever the mode.
     asked: bool,

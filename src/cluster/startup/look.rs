@@ -82,8 +82,8 @@ impl Cluster {
         self.nodes.iter().filter_map(|run| run.view.as_ref()).any(|view| view.session == closed)
     }
 
-    /// Whether nobody else is connected, also no other proxy: workers are not yet. (One that lives
-    /// has a connection for its probes, as long as it uses the node.)
+    /// Whether this proxy's is the only connection; its workers have none yet. (Another proxy that
+    /// lives has one for its probes, as long as it uses the node.)
     pub(in crate::cluster) async fn is_alone_on(&self, node: NodeId) -> bool {
         let sight = self.controls[node.index()].connections().await;
         sight.is_ok_and(|sight| sight.others().is_some_and(|others| others.is_empty()))

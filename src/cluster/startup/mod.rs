@@ -25,7 +25,7 @@ pub(super) use look::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
 /// A leader that a pair's first decision promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FirstLeader {
-    /// Nobody, or not any more.
+    /// None was promised, or none any more.
     NotAwaited,
     /// Requests wait for it.
     Awaited,
@@ -143,12 +143,12 @@ impl Cluster {
             Knowledge { primary: self.seen(Some(primary), pair), backup: self.seen(backup, pair), newest, clean };
         let Decision { mut state, fill, waits } = table::decide(&known);
         if let (State::Recovering { leader }, false) = (state, self.settings.resync == ResyncMode::Auto) {
-            // Nobody knows when it will be filled: the leader alone is written to, and a later
-            // start will purge the other.
+            // It may not be filled for a long time: the leader alone is written to, and a later
+            // start purges the other.
             state = State::Degraded { leader };
         }
         if (state, fill, self.settings.resync == ResyncMode::Auto) == (State::Mirrored, Some(Fill::Compare), false) {
-            // Nor when they will be compared.
+            // Nor is it known when they will be compared.
             state = State::Degraded { leader: Place::Primary };
         }
         let run = &mut self.pairs[pair.index()];
@@ -219,9 +219,9 @@ impl Cluster {
             false => "no copy that counts is left: the node that is emptied first leads, and requests wait for it",
         };
         tracing::warn!(pair = %self.pair_name(pair), "{what}");
-        // Emptying a node of few items takes milliseconds, one that is full takes seconds: as long
-        // as for a last full copy that is late. One that is silent already was so for the first
-        // look; the request itself waits no longer than that, and is told why in the end.
+        // Emptying a node with few items takes milliseconds, a full one seconds: as long as a last
+        // full copy that is late is waited for. Half of that for a silent node, which the first
+        // look has waited for already. A request is refused after that, with the reason.
         let patience = self.settings.leader_timeout / if silent { 2 } else { 1 };
         self.pairs[pair.index()].first_leader = FirstLeader::Awaited;
         self.after(patience, Internal::WaitedForLeader { pair });
@@ -263,13 +263,13 @@ impl Cluster {
         }
     }
 
-    /// Whether nobody waits for a first leader with good reason any more.
+    /// Whether waiting for a first leader has become pointless.
     pub(super) fn waits_in_vain(&self, pair: PairId) -> bool {
         self.pairs[pair.index()].first_leader != FirstLeader::NotAwaited && !self.awaits_first_leader(pair)
     }
 
-    /// Part of [`settle`](Cluster::settle): what waited in vain is refused, and nothing waits
-    /// again.
+    /// Part of [`settle`](Cluster::settle): requests that waited in vain are refused, and no more
+    /// wait.
     pub(super) fn end_wait_for_leader(&mut self, pair: PairId) {
         if !self.waits_in_vain(pair) {
             return;
@@ -286,7 +286,7 @@ impl Cluster {
         }
     }
 
-    /// Whether this is the first of the pairs of its node at `place`: one word for all of them.
+    /// Whether this is the first of the pairs of its node at `place`: one log line for all of them.
     fn speaks_for(&self, pair: PairId, place: Place) -> bool {
         let node = self.node_at(pair, place);
         self.topology.pairs_of(node).find(|&p| self.topology.pair_is_used(p)) == Some(pair)

@@ -107,7 +107,7 @@ pub(super) struct Decision {
     pub(super) state: State,
     /// How the other node is made equal, where a refill would lose what it holds.
     pub(super) fill: Option<Fill>,
-    /// Nobody can be trusted before more nodes answer: then the table is asked again.
+    /// No node can be trusted before more nodes answer: then the table is asked again.
     pub(super) waits: bool,
 }
 
@@ -149,7 +149,7 @@ pub(super) fn decide(known: &Knowledge) -> Decision {
             Some(Fact::Alone(place)) => Some(place),
             Some(Fact::Adopting(place)) => return Decision::dark(Some(place)).filled_by(Fill::Adopt),
             Some(Fact::Filling(place)) => Some(place.other()),
-            // A flush ended what both held: whoever comes is purged.
+            // A flush ended what both held: the node that answers first is purged, and leads.
             Some(Fact::Nobody) => return Decision::dark(None),
             _ => None,
         };
@@ -161,14 +161,13 @@ pub(super) fn decide(known: &Knowledge) -> Decision {
             let full = |place| matches!(seen(place), Seen::Marked { record } if record == known.newest);
             match (full(Primary), full(Backup)) {
                 (true, true) if known.clean => Decision::of(State::Mirrored),
-                // After a crash a write may have reached one node only, of which no client was
-                // told. Both serve: with the primary alone, one that dies before the compare pass
-                // is over would take along what was acknowledged since (1,238 of 2,629 sets in a
-                // test).
+                // After a crash an unacknowledged write may have reached one node only. Both serve:
+                // if the primary served alone and died before the compare pass is over, it would
+                // take along what was acknowledged since (1,238 of 2,629 sets in a test).
                 (true, true) => Decision::of(State::Mirrored).filled_by(Fill::Compare),
                 (true, false) => Decision::alone(Primary),
                 (false, true) => Decision::alone(Backup),
-                // Whoever is away may have it.
+                // The node that is away may have it.
                 (false, false) if known.primary == Seen::Unreachable => Decision::dark(Some(Primary)),
                 (false, false) if known.backup == Seen::Unreachable => Decision::dark(Some(Backup)),
                 (false, false) => Decision::dark(None),
@@ -218,8 +217,8 @@ fn first_start(known: &Knowledge) -> Decision {
         (Seen::Unreachable, Seen::Stale) => Decision::dark(Some(Primary)).waiting(),
         (_, Seen::Stale) => Decision::alone(Primary),
         (Seen::Stale, _) => Decision::alone(Backup),
-        // Not to answer proves nothing: with a purge, a full server that was late at a first start,
-        // by a third of a second beside a new one, lost all it held.
+        // Silence proves nothing. (With a purge in this place, a full server that was a third of a
+        // second late at a first start, beside a new one, lost all it held.)
         (_, Seen::Unreachable) => Decision::alone(Primary).filled_by(Fill::Adopt),
         (Seen::Unreachable, _) => Decision::alone(Backup).filled_by(Fill::Adopt),
         (primary, Seen::Blank { empty: true }) if !primary.is_empty() => Decision::alone(Primary),

@@ -54,8 +54,8 @@ pub enum Event {
     Stopped,
 }
 
-/// Each request is answered once, in the end: what does not come is unread, unknown, or nobody's
-/// answer. None is made while another one is unanswered.
+/// Each request is answered once, in the end: an answer that does not come is reported as unread,
+/// unknown, or as one of no server. None is made while another one is unanswered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
     Read,
@@ -73,7 +73,8 @@ pub enum Action {
     },
     /// It may act until then.
     Extend(Boot),
-    /// It may not act any more: nothing is sent, nothing is believed, nobody is told anything.
+    /// It may not act any more: nothing is sent to servers, none of their answers is believed, and
+    /// no client is answered.
     Suspend,
     /// The record is known to carry this.
     Committed(Burden),
@@ -89,7 +90,7 @@ pub enum Why {
     Replaced,
     /// The record is not there any more.
     Absent,
-    /// What stands there nobody of this release can read.
+    /// It cannot be read by this release.
     Unreadable,
     /// A server is marked by another proxy.
     Marked,

@@ -21,12 +21,12 @@ use super::answers::Answers;
 use super::requests::Owed;
 use super::{Over, Relay, Target};
 
-/// At a planned change a connection is given up once nothing has moved on it for so long, if its
-/// client is to blame for that, or nobody knows what that is owed; and after so long in all.
+/// At a planned change a connection is given up after `IDLE` without motion, or after `LEAVING` in
+/// all, if its client is to blame, or if it is unknown what the client is owed.
 const IDLE: Duration = Duration::from_millis(100);
 const LEAVING: Duration = Duration::from_millis(120);
 
-/// So long who asks for statistics waits for an active proxy that is reached.
+/// How long a question for statistics waits until the active proxy is reached.
 pub(super) const FIGURES_WAIT: Duration = Duration::from_millis(700);
 
 /// Between two tries to reach the active proxy.
@@ -53,7 +53,7 @@ pub(super) enum Ending {
 }
 
 impl Ending {
-    /// What is told in the place of an answer that does not come.
+    /// What the client gets in place of an answer that does not come.
     fn answer(self) -> &'static [u8] {
         match self {
             Ending::Replaced => b"SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n",
@@ -108,7 +108,7 @@ impl Relay {
             self.dialling = None;
         }
         let present = target.active.as_ref().map(|(active, _)| *active);
-        // Of one that is not active any more: its lease is over.
+        // A former link's proxy that is not active any more: its lease is over.
         self.former = self.former.take().filter(|former| Some(former.generation) == present);
         if self.former.is_some() {
             return Ok(());
@@ -172,13 +172,13 @@ impl Relay {
     }
 
     /// When a planned change goes on without a client that does not read, has sent a part of its
-    /// request, or is owed nobody knows what.
+    /// request, or whose owed answers are unknown.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
         let since = self.leaving.filter(|_| self.opaque || self.left > 0 || !self.to_client.is_empty())?;
         Some((self.moved + IDLE).min(since + LEAVING))
     }
 
-    /// It has ended, or nobody listens to it any more.
+    /// The link has ended, or its answers are not wanted any more.
     pub(super) fn link_ended(&mut self, ending: Ending) -> Result<(), Over> {
         let writes = self.left > 0 || self.owed.iter().any(|owed| !matches!(owed, Owed::Read(_) | Owed::Told(_)));
         if ending == Ending::Unknown && writes {
@@ -206,9 +206,10 @@ impl Relay {
             match owed {
                 Owed::Answer | Owed::NoOp => kept.push_back(Owed::Told(Bytes::from_static(ending.answer()))),
                 Owed::Read(_) | Owed::Told(_) => kept.push_back(owed),
-                // Its client takes it for done: it is told so, as at the crash of a proxy alone.
+                // Its client takes it for done. Closing the connection is all that can say
+                // otherwise, as at the crash of a proxy alone.
                 Owed::Nothing => return Err(over),
-                // Nobody waits for an answer.
+                // The question was this proxy's own.
                 Owed::Own => {}
                 Owed::Perhaps | Owed::Named { .. } => return Err(over),
             }

@@ -134,7 +134,7 @@ struct Relay {
     asked: Instant,
     /// When something last moved on the link.
     moved: Instant,
-    /// The link was told that the client sends nothing more.
+    /// The link's sending side is closed, because the client sends nothing more.
     half_closed: bool,
     /// Since when the link's proxy is known to hand over.
     leaving: Option<Instant>,
@@ -183,7 +183,7 @@ impl Relay {
         };
         self.shared.shown.ends.count(why, || self.client.peer());
         self.say_why(why);
-        // What was answered is told.
+        // Answers that have come are still delivered.
         let last = async {
             while !self.to_client.is_empty() {
                 self.client.ready(Interest::WRITABLE).await?;
@@ -287,8 +287,8 @@ impl Relay {
         soon.into_iter().chain(own).chain(late).chain(self.given_up_at()).chain(finished).min()
     }
 
-    /// The client sends nothing more: it is told what it is owed, and no more is waited for than
-    /// that.
+    /// The client sends nothing more: it gets the answers that it is owed, and then the connection
+    /// ends.
     fn finish(&mut self) -> Result<(), Over> {
         let own = !self.opaque && self.left == 0 && matches!(self.next(), Head::OfProxy { .. } | Head::Reload { .. });
         if self.reloading.is_some() || own && self.to_client.len() >= HELD {
@@ -296,7 +296,8 @@ impl Relay {
             return Ok(());
         }
         if self.link.is_none() && self.dialling.is_none() {
-            // It may be gone altogether: what waits for a later proxy is not made for it, but told.
+            // The client may be gone altogether: requests that wait for a later proxy are refused
+            // now instead.
             let why = none(&self.target.borrow());
             self.refuse(&format!("no proxy is active: {why}"))?;
             return Err(Over::Left);
@@ -314,7 +315,7 @@ impl Relay {
             || self.left > 0
             || self.owed.iter().any(|owed| matches!(owed, Owed::Perhaps | Owed::Named { quiet: true, .. }));
         if unknown && !self.half_closed {
-            // Nobody knows what it is owed: its end tells that all was answered.
+            // What it is owed is unknown: only the link's end shows that all was answered.
             stream.close_half().map_err(|_| Over::Unanswered)?;
             self.half_closed = true;
         }
@@ -469,7 +470,7 @@ impl Relay {
         }
     }
 
-    /// What stands at the front and is known is told.
+    /// Sends the answers at the front that are known.
     fn tell_front(&mut self) {
         while let Some(Owed::Told(told)) = self.owed.front() {
             self.to_client.extend_from_slice(told);

@@ -1,5 +1,5 @@
-//! Why the connections of a standby's clients are closed: counted for each, told in the log where
-//! it is nobody's wish, and told to the client where its protocol has words for it.
+//! Why the connections of a standby's clients are closed: counted by reason, logged where neither
+//! side asked for it, and said to the client where its protocol has words for it.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -21,7 +21,7 @@ impl Over {
         self.texts().1
     }
 
-    /// What the client is told, if it is there to hear it and does not know.
+    /// What is sent to the client at the end, if it is still there and does not know the reason.
     pub(super) fn last_words(self) -> Option<&'static str> {
         match self {
             Over::Left | Over::ByActive | Over::TooMany | Over::Shutdown => None,
@@ -37,11 +37,11 @@ reasons! {
         Left = "closed_by_client", "it closed the connection";
         /// By the active proxy, which knows why: it said `quit`, say.
         ByActive = "closed_by_active", "the active proxy closed it";
-        /// `-n`. It was told.
+        /// `-n`. The client has got an error that says so.
         TooMany = "closed_too_many", "-n/--max-clients are connected";
         /// This proxy ends, or becomes the active one, which has its clients anew.
         Shutdown = "closed_shutdown", "this proxy ends";
-        /// The active proxy hands over, and nobody knows what this client is owed.
+        /// The active proxy hands over, and which answers this client is owed is unknown.
         Planned = "closed_hand_over", "the active proxy hands over, and what it owes this client is not known";
         /// The active proxy is replaced or its connection broke, with that unanswered which cannot
         /// be answered by an error: quiet commands, the binary protocol, half an answer.

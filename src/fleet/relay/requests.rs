@@ -30,7 +30,7 @@ pub(super) enum Owed {
     NoOp,
     /// The same of the binary protocol, which names what is answered.
     Named { opcode: u8, opaque: [u8; 4], quiet: bool },
-    /// The answer to this proxy's own question behind what is owed nothing: nobody is told.
+    /// The answer to this proxy's own question behind requests without answers: it is dropped.
     Own,
     /// This, in the place of an answer that does not come.
     Told(Bytes),
@@ -47,7 +47,7 @@ pub(super) enum Head {
     Reload { bytes: usize },
     /// Part of one.
     Part,
-    /// Nobody knows.
+    /// Not understood: what it is owed is unknown.
     Opaque,
 }
 
@@ -72,7 +72,8 @@ pub(super) enum Figures {
     Part,
 }
 
-/// Whether that is what a client asks for next. Whoever does waits for no more than a second.
+/// Whether that is what a client asks for next. Programs that ask for statistics wait for a
+/// second at most.
 pub(super) fn figures(input: &[u8]) -> Option<Figures> {
     let line = std::str::from_utf8(&input[..memchr::memchr(b'\n', input)?]).ok()?;
     match line.split_ascii_whitespace().collect::<Vec<_>>()[..] {
@@ -110,7 +111,7 @@ const OTHERS: [&str; 21] = [
 fn line(line: &[u8]) -> Head {
     let Ok(text) = std::str::from_utf8(line) else { return Head::Opaque };
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    // What nobody knows is one line, and answered with `ERROR`: as an empty one is.
+    // An unknown command is one line, and is answered with `ERROR`; so is an empty line.
     let unknown = Head::Request { bytes: line.len(), owed: Owed::Answer };
     let Some((&verb, rest)) = words.split_first() else { return unknown };
     let silent = rest.last() == Some(&"noreply");

@@ -38,7 +38,7 @@ pub enum Reading {
 /// Room for what a client sends.
 #[derive(Debug)]
 pub enum Room<'a> {
-    /// Its own, behind the beginning of a request: what comes is told of by [`Core::handle_more`].
+    /// Its own, behind the beginning of a request: [`Core::handle_more`] is called for what comes.
     Own(&'a mut BytesMut),
     /// The block that serves all clients in turn: what comes is given to [`Core::handle_input`].
     Block(&'a mut BytesMut),
@@ -64,7 +64,7 @@ impl Core {
         self.memory = memory;
     }
 
-    /// What clients are told to be gone is written down here, by all workers.
+    /// All workers write down here which keys clients were told to be missing.
     pub fn remember(&mut self, gone: Arc<Gone>) {
         self.gone = gone;
     }
@@ -153,7 +153,7 @@ impl Core {
         self.clients.get_mut(id)?.handed_on(bytes)
     }
 
-    /// A client's socket takes no more: nothing is told of it before that is over.
+    /// A client's socket takes no more: the client is not polled as dirty before it does again.
     pub fn handle_client_blocked(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(id) {
             client.dirty = true;
@@ -243,7 +243,7 @@ impl Core {
     /// From now on no turn ends before the client's input: there will be no other.
     pub fn begin_last_turn(&mut self) {
         self.last_turn = true;
-        // Whoever is closed from now on is closed because of it, also amid its input.
+        // Clients closed from now on are closed for this reason, also amid their input.
         for id in self.client_ids() {
             let client = &mut self.clients[id];
             if !client.closing {
@@ -252,8 +252,8 @@ impl Core {
         }
     }
 
-    /// The process ends, and nothing that is unanswered will be answered any more: clients are told
-    /// so. Returns how many requests of how many clients those are.
+    /// The process ends, and unanswered requests will not be answered any more: their clients get
+    /// an error. Returns how many requests of how many clients those are.
     pub fn give_clients_up(&mut self, now: Now) -> (usize, usize) {
         self.now = now;
         let (mut requests, mut clients) = (0, 0);

@@ -75,8 +75,8 @@ impl Core {
         self.links[at].markers -= 1;
         let link = &self.links[at.node];
         if round != link.round {
-            // Asked before the control plane told of the present memory: the answer may show the
-            // one before. Where markers are kept, another was asked for then.
+            // Asked before the control plane named the present memory: the answer may show the
+            // one before. Where markers are kept, another read was sent then.
             return matches!(reply.kind, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn);
         }
         let expected = link.incarnation;
@@ -186,8 +186,8 @@ impl Core {
         conn.state = LinkState::Idle;
         conn.dial = conn.dial.next();
         conn.clear_out();
-        // Whether its socket was full says nothing of the next one: what was to be written is gone,
-        // and over io_uring nobody tells how a send ended whose socket was closed.
+        // Whether its socket was full does not matter for the next one: what was to be written is
+        // gone, and io_uring does not report how a send ended whose socket was closed.
         (conn.dirty, conn.urgent, conn.blocked) = (false, false, false);
         conn.input.clear();
         (conn.need, conn.seen) = (0, 0);
@@ -296,16 +296,16 @@ impl Core {
         }
     }
 
-    /// Whoever judges the node must hear whether it still is late, and each time is over at its
-    /// very end. Of all its connections the one tells that waits longest: what a worker tells does
-    /// not grow with their number. Past the longest time there is no more to say.
+    /// The control plane, which judges the node, must know whether it still is late, and when a
+    /// timeout is over. Of all connections to the node only the longest wait is reported: more
+    /// connections do not make more reports. Past the longest timeout there are none.
     fn tell_lateness(&mut self, node: NodeId) {
         let now_us = self.now.us;
         let link = &mut self.links[node];
         let ages = link.conns.iter_mut().filter_map(|conn| {
             let sent = conn.awaited_since();
-            // An answer that waits for a marker that nobody writes again waits no longer than one
-            // that does not come.
+            // An answer that waits for a marker which is not written again waits no longer than
+            // one that does not come.
             let held = conn.unproven.front().map(|u| u.at_us);
             let unmarked = conn.unmarked.front().map(|u| u.at_us);
             let held = held.into_iter().chain(unmarked);
@@ -330,9 +330,9 @@ impl Core {
         }
     }
 
-    /// A connection that found no marker is asked again while operations wait for it: if the marker
-    /// alone was evicted, the control plane writes it again and tells nobody, for nothing has
-    /// changed.
+    /// A connection that found no marker reads it again while operations wait for it: if the marker
+    /// alone was evicted, the control plane writes it again without a command to the workers,
+    /// because nothing has changed.
     fn ask_markers_again(&mut self) {
         for node in self.links.nodes() {
             for at in self.links.to(node) {

@@ -10,7 +10,7 @@ use crate::proxy::handles::OpId;
 use crate::proxy::op::{Op, Stage};
 use crate::proxy::table::OpTable;
 
-/// A repair that waits for a marker or a connection tries again so often.
+/// The time between two tries of a repair that waits for a marker or a connection.
 const REPAIR_RETRY_US: u64 = 10_000;
 
 /// One that was not seen to wait for this long waits no more: ticks come every 25 ms at most.
@@ -22,8 +22,7 @@ const BEGUN_KEPT_US: u64 = 1_000_000;
 /// See the module's words.
 #[derive(Default, Debug)]
 pub(super) struct Fences {
-    /// In order, because it is iterated: what a worker does must follow from what it was told
-    /// alone.
+    /// Sorted, because it is iterated: what a worker does must depend on its input alone.
     by_key: BTreeMap<Bytes, Fence>,
     /// Fences whose repair begins again, and when, in that order; what became of one since is in
     /// the fence.
@@ -43,16 +42,16 @@ pub(super) struct Fence {
     pub(super) queue: VecDeque<OpId>,
     /// What the leader holds, once read. `None` inside: nothing.
     pub(super) item: Option<Option<Item>>,
-    /// What the follower holds, once read: only where nobody knows yet that it differs.
+    /// What the follower holds, once read: only where it is not known yet that it differs.
     pub(super) copy: Option<Option<Item>>,
     /// That is stale, and equals nothing.
     pub(super) copy_stale: bool,
     pub(super) marker_ok: bool,
     /// The follower's copy was dropped.
     pub(super) written: bool,
-    /// It was told to drop its copy and to add what the leader held, which a marker has proved: it
-    /// has what the leader answered, whatever becomes of that one. Also while the two are looked at
-    /// once more.
+    /// The follower was sent a delete, and an `add` of what the leader held, which a marker has
+    /// proved: it has what the leader answered, whatever becomes of the leader. Also while the two
+    /// are looked at once more.
     pub(super) copied: bool,
     /// When the two were read, and the date that the leader showed just before its item was.
     pub(super) asked: Asked,

@@ -1,5 +1,5 @@
-//! After a change of leader: what clients were told to be gone is looked for, and deleted, before
-//! anything else is done with its key.
+//! After a change of leader: keys that clients were told to be missing are looked for, and what is
+//! left is deleted, before anything else is done with such a key.
 //!
 //! The key's owner asks the new leader how much time the item has left. Where that is no more than
 //! a copy can have of one that was gone already, it is deleted as by a client; every operation on
@@ -52,7 +52,7 @@ impl Core {
         self.wary &= !self.looks.is_empty() || self.now.us <= self.wary_until_us;
     }
 
-    /// A client is about to be told that there is no such item; the node was asked at this moment.
+    /// A client is about to get a miss; the node was asked at this moment.
     pub(super) fn tell_gone(&self, id: OpId, asked_us: u64) {
         let op = &self.ops[id];
         let term = self.pairs[op.pair].flow.as_ref().and_then(|flow| flow.term);
@@ -66,7 +66,7 @@ impl Core {
     /// meanwhile). A node may have been asked for the key just before.
     ///
     /// One second is not noted: that is over within it, perhaps at once, also while the write is
-    /// still unanswered. Then nobody can tell which came first, and it is taken for over.
+    /// still unanswered. Then it is unclear which came first, and the item counts as expired.
     pub(super) fn note_brief_write(&mut self, id: OpId, unanswered: bool) {
         let op = &self.ops[id];
         // A meta command that creates an item (vivify, N) sets an exptime of its own.

@@ -2,7 +2,7 @@
 //! behind it, and was this proxy's own. A proxy whose clock stood still with its machine believes a
 //! lease that is long over; what it acknowledged could be missing where another one leads by now.
 //!
-//! The follower's mark is read, or the leader's where nobody follows. That is enough: the next
+//! The follower's mark is read, or the leader's if there is no follower. That is enough: the next
 //! proxy marks a server before it serves anything from it. As long as it serves a key from the
 //! server that leads here, too, that server executes the commands of both in one order, which is
 //! the order that clients see. Once it serves the key from the follower, the follower is marked.
@@ -45,7 +45,8 @@ pub(super) struct OwnMark {
 }
 
 impl Core {
-    /// From now on no write is told of before the servers' mark was read behind it, and was this.
+    /// From now on no write is acknowledged before the server's mark was read behind it, and was
+    /// this one.
     pub fn prove_writes(&mut self, mark: FleetMark) {
         let text = Bytes::from(mark.to_string());
         self.mark = Some(Box::new(OwnMark { mark, text, ended: false }));

@@ -1,4 +1,4 @@
-//! What a worker is told, and what it tells.
+//! A worker's commands, and its reports.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct LiveSettings {
     pub leader_timeout: Duration,
     /// Clients may say `resync`.
     pub operator_commands: bool,
-    /// For whoever has the sockets: how many clients at once, over all workers.
+    /// For the shell, which has the sockets: how many clients at once, over all workers.
     pub max_clients: usize,
     /// Clients silent for this long are closed.
     pub idle_timeout: Option<Duration>,
@@ -45,7 +45,7 @@ pub enum Command {
     Close {
         pair: PairId,
         void: Option<NodeId>,
-        /// Repeated in the answer, so that an old one is told apart.
+        /// Repeated in the answer, so that an old one is recognised.
         round: u64,
     },
     /// The pair's requests flow (or are refused) by this route from now on.
@@ -75,7 +75,7 @@ pub enum Command {
     Answer { client: ClientKey, slot: SlotNumber, outcome: Outcome },
     /// What of the settings can change has changed.
     Settings(LiveSettings),
-    /// Who is connected? The core leaves that to whoever has the sockets; the answer is an
+    /// Who is connected? The core leaves that to the shell, which has the sockets; the answer is an
     /// [`Event::Connected`].
     WhoIsConnected { round: u64 },
     /// The next piece of an answer that is too long to be held: there is more. Where the client is
@@ -172,7 +172,7 @@ pub enum Event {
         node: NodeId,
         /// As in the command.
         address: u64,
-        /// Commands were unanswered: nobody knows whether they take effect.
+        /// Commands were unanswered: whether they take effect is unknown.
         owing: bool,
     },
     /// A connection ended with commands unanswered that may still take effect, for it was not the
@@ -191,7 +191,7 @@ pub enum Event {
     },
     /// The answer to [`Command::WhoIsConnected`], and how many more there are.
     Connected { worker: WorkerId, round: u64, told: Vec<Connected>, more: usize },
-    /// The client to whom an answer was told in pieces is gone.
+    /// The client of an answer in pieces is gone.
     Unwanted { worker: WorkerId, client: ClientKey },
     /// A client's command that the control plane answers.
     Ask { worker: WorkerId, client: ClientKey, slot: SlotNumber, question: Question },
@@ -211,7 +211,7 @@ pub enum Question {
     Resync(String),
     /// `node [args]`.
     Node(String),
-    /// `lru_crawler metadump [classes]`; told in pieces ([`Command::Part`]).
+    /// `lru_crawler metadump [classes]`; answered in pieces ([`Command::Part`]).
     List(String),
 }
 

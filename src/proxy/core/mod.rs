@@ -1,7 +1,7 @@
 //! The data plane of one worker thread, without I/O and without a clock.
 //!
-//! Whoever drives it calls `handle_*` for whatever has happened, with the time ([`Now`]), and then
-//! polls, as often as it likes, until [`Core::has_output`] is false: [`Core::poll_event`] (for the
+//! Its driver calls `handle_*` for all that has happened, with the time ([`Now`]), and then polls,
+//! as often as it likes, until [`Core::has_output`] is false: [`Core::poll_event`] (for the
 //! control plane), [`Core::poll_peer`] (for other workers), [`Core::poll_dial`],
 //! [`Core::poll_dirty_conn`] with [`Core::conn_to_write`], [`Core::poll_dirty_client`] with
 //! [`Core::client_to_write`]. Only [`Core::poll_hangup`] has to come before anything else is
@@ -13,9 +13,9 @@
 //! per node), leader first, then the follower, then the client is answered; so both nodes see the
 //! writes of a key in one order, whichever clients they come from.
 //!
-//! The worker never decides who leads. It follows the routes the control plane publishes, tells
-//! what it sees of the nodes, and parks what cannot go on: an operation whose node broke waits for
-//! the pair's next route.
+//! The worker never decides who leads. It follows the routes that the control plane publishes,
+//! reports what it sees of the nodes, and parks what cannot go on: an operation whose node broke
+//! waits for the pair's next route.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -148,7 +148,7 @@ pub struct Core {
     adds: Arc<Adds>,
     gone: Arc<Gone>,
     written_briefly: WrittenBriefly,
-    /// A leader may show what clients were told to be gone; at least until then.
+    /// A leader may show keys that clients were told to be missing; at least until then.
     wary: bool,
     wary_until_us: u64,
     /// In order, as `fences`.

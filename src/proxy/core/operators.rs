@@ -1,6 +1,6 @@
 //! Connections beyond `--max-clients`: operators must be able to ask what is the matter just when
 //! every other place is taken. So a few more are let in, on which only [`is_for_operators`] are
-//! taken; whoever asks for anything else is told of the limit, and closed.
+//! taken; anything else is answered with the limit's error, and the connection is closed.
 
 use bytes::BytesMut;
 
@@ -47,8 +47,8 @@ impl Core {
         key
     }
 
-    /// A client beyond the limit that has not shown itself to be an operator is told of the limit,
-    /// to make room or because its time is over. Returns whether it was.
+    /// Turns away a client beyond the limit that has not shown itself to be an operator, with the
+    /// limit's error: to make room, or because its time is over. Returns whether it did.
     pub fn turn_away(&mut self, now: Now, key: ClientKey) -> bool {
         self.now = now;
         let silent = self.clients.of(key).is_some_and(|client| client.access == Access::Unknown && !client.closing);

@@ -88,7 +88,7 @@ impl Core {
         }
     }
 
-    /// Once: another leader, and the follower, are told the same date.
+    /// Done once: another leader, and the follower, get the same date.
     fn date_op(&mut self, id: OpId) {
         let now = self.date();
         let op = &mut self.ops[id];
@@ -115,13 +115,13 @@ impl Core {
                 self.dial(at);
             }
             LinkState::Dialing | LinkState::Checking => conn.waiting.push(id, op.hash, self.now.us),
-            // Behind a connection in doubt nothing is sent; the fault is told, and the pair's next
-            // route decides.
+            // Behind a connection in doubt nothing is sent; the fault is reported, and the pair's
+            // next route decides.
             LinkState::Discarding => self.unsent(id, node),
         }
     }
 
-    /// What a node is told of the operation's exptime.
+    /// The operation's exptime as it is sent to a node.
     #[inline(always)]
     fn exptime_on(&self, op: &Op, node: NodeId) -> i64 {
         if op.exptime <= 0 { op.exptime } else { self.exptime_dated(op, node) }
@@ -286,7 +286,7 @@ impl Core {
         self.end(id, answer);
     }
 
-    /// Whoever waits for it is told.
+    /// Delivers the answer to the client or order that waits for it.
     pub(super) fn end(&mut self, id: OpId, answer: Outcome) {
         // While a gate closes, the counting in `leave_flight` is only for what was in flight.
         if self.ops[id].stage.is_in_flight() {
@@ -300,7 +300,7 @@ impl Core {
         self.ops.remove(id);
         if creates {
             // It was answered by a node whose memory is proved, or every worker has left the route
-            // under which it was not, or nobody is told what came of it.
+            // under which it was not, or its outcome reaches no client.
             self.adds.ended(hash);
         }
         match origin {

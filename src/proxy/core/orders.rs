@@ -14,7 +14,7 @@ use crate::ring::Topology;
 use super::Core;
 use super::messages::{Adopted, Event, Settlement};
 
-/// What became of an order, by what a client would have been told.
+/// What became of an order, from the answer that a client would have got.
 pub(super) fn settlement(answer: &Outcome) -> Settlement {
     match answer {
         Outcome::Stored | Outcome::StoredAs(_) => Settlement::Done,
@@ -68,7 +68,7 @@ impl Core {
         self.begin(id);
     }
 
-    /// Whether the key is this worker's, and nobody's marker.
+    /// Whether the key is this worker's, and no marker.
     fn may_order(&self, key: &[u8]) -> bool {
         self.owner(Topology::key_hash(key)) == self.settings.worker && !is_reserved(key)
     }

@@ -190,8 +190,8 @@ impl Core {
         self.outbox.dirty_clients.len()
     }
 
-    /// A client whose input goes on in this turn; as many as [`Core::next_turn`] told, for others
-    /// come to wait for the turn after it.
+    /// A client whose input goes on in this turn. To be called as often as [`Core::next_turn`] has
+    /// returned: clients that are added meanwhile wait for the turn after it.
     #[inline]
     pub fn poll_resumable(&mut self) -> Option<ClientId> {
         self.outbox.resumable.pop()

@@ -1,4 +1,4 @@
-//! Each pair's route, as this worker was told it, and what waits for the next one.
+//! Each pair's route, as this worker knows it, and what waits for the next one.
 
 use std::collections::VecDeque;
 use std::ops::{Index, IndexMut};

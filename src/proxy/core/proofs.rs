@@ -5,8 +5,8 @@
 //!
 //! A connection answers in order: a marker that is fine proves every answer that came before it, so
 //! many share one read. What is answered behind a write that waits, waits with it: the follower
-//! sees writes in the leader's order, and nobody is told of what an `add` stored that may count for
-//! nothing.
+//! sees writes in the leader's order, and no client reads what an `add` has stored that may count
+//! for nothing.
 
 use std::collections::VecDeque;
 

@@ -17,7 +17,7 @@ use crate::rules::{Rule, holds};
 
 use super::{Core, OUTCOME_UNKNOWN};
 
-/// A repair that finds the leader's item changed under it begins again so often before it is given
+/// How often a repair that finds the leader's item changed under it begins again before it is given
 /// up and counted.
 const REPAIR_TRIES: u32 = 3;
 
@@ -223,7 +223,7 @@ impl Core {
             }
             _ => {
                 // No answer to this command, or none to go on with: the caller gives the connection
-                // up, and nobody else would end the repair.
+                // up, so the repair has to be ended here.
                 self.repair_broken(id, Some(node));
                 return false;
             }
@@ -436,9 +436,9 @@ impl Core {
         }
     }
 
-    /// Whether it is known what the client is to be told if the leader, which executed the
-    /// operation and is lost, does not lead again. `written`: the repair has begun to change the
-    /// follower's copy, and made nothing of it.
+    /// Whether the client's answer is known in case the leader, which executed the operation and is
+    /// lost, does not lead again. `written`: the repair has begun to change the follower's copy,
+    /// and has not finished that.
     fn may_be_decided_without(&self, id: OpId, written: bool) -> bool {
         match self.ops[id].repair.as_ref().and_then(|repair| repair.decisive.as_ref()) {
             // The follower holds nothing, as it has said.

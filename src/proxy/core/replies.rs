@@ -68,7 +68,7 @@ impl Core {
         self.links[at].unsent()
     }
 
-    /// A node's socket takes no more: nothing is told of it before that is over.
+    /// A node's socket takes no more: the connection is not polled as dirty before it does again.
     pub fn handle_conn_blocked(&mut self, at: ConnId) {
         let conn = &mut self.links[at];
         (conn.dirty, conn.blocked) = (true, true);
@@ -485,8 +485,8 @@ impl Core {
 }
 
 /// Whether the item that an `mg` has changed is one that the leader alone holds. (A plain `mg`,
-/// which is no write, may be told of it too, and even to recompute a stale item: nothing has to be
-/// done for that, for nobody else holds it.)
+/// which is no write, may meet one too, and its client even be told to recompute a stale item:
+/// nothing has to be done about that, because no other node holds it.)
 #[inline(always)]
 fn is_held_back(op: &Op, reply: &Reply, unit: &[u8]) -> bool {
     match op.kind {
@@ -517,7 +517,7 @@ fn counted(op: &Op, reply: &Reply, unit: &[u8]) -> Option<u64> {
     }
 }
 
-/// What a client is told of the leader's answer. Its cas token carries the term of this leadership.
+/// The leader's answer as the client gets it. Its cas token carries the term of this leadership.
 #[inline(always)]
 fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Outcome {
     if let Kind::Meta(meta) = op.kind {
@@ -558,7 +558,7 @@ fn meta_answer(meta: Meta, op: &Op, reply: &Reply, unit: Bytes, term: Option<Ter
     Outcome::Raw(meta::answer::as_promised(told, meta, op.key(), || op.words(meta)))
 }
 
-/// What a client is told when the leader that answered was deposed and the follower, which leads
+/// The client's answer when the leader that answered was deposed and the follower, which leads
 /// next, answered something else.
 fn decisive_answer(op: &Op, said: &ReplyKind, reply: &Reply, unit: &[u8]) -> Outcome {
     if let Kind::Meta(meta) = op.kind {

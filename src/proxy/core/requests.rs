@@ -47,7 +47,8 @@ pub(super) fn begun(asked: Asked, now: Now) -> Begun {
     Begun { asked, at_us: now.us as u32 }
 }
 
-/// Takes a request's bytes. All there are is the rule without pipelining; then nobody shares them.
+/// Takes a request's bytes. Without pipelining those are all bytes that there are, and the buffer
+/// is taken whole, shared with no other request.
 fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
     if len == chunk.len() { std::mem::take(chunk) } else { chunk.split_to(len) }.freeze()
 }
@@ -216,7 +217,7 @@ impl Core {
     /// end yet. It waits for the rest; or it was refused for want of room, and what follows it is
     /// returned.
     fn wait_for_rest(&mut self, id: ClientId, need: usize, mut chunk: BytesMut) -> Option<BytesMut> {
-        // Of a line nobody knows how long it will be: room for it is asked for in steps.
+        // How long a line will be is unknown: room for it is asked for in steps.
         let line = need == 0 && chunk.len() > FREE;
         let wanted = if line { (chunk.len() + 1).next_power_of_two() } else { need };
         let client = &mut self.clients[id];

@@ -1,7 +1,7 @@
 //! Clients whose large values find no room in `--client-memory`. Nothing more is read from them
-//! until there is some; who has waited as long as for a pair's next route is told, and the value is
-//! thrown away as it comes. Those that wait have their turns in the order in which they came, and
-//! nobody overtakes them.
+//! until there is some; a client that has waited as long as for a pair's next route gets an error,
+//! and its value is thrown away as it comes. Those that wait take turns strictly in the order in
+//! which they came.
 
 use std::collections::VecDeque;
 
@@ -59,8 +59,8 @@ impl Core {
         false
     }
 
-    /// Those that wait go on where there is room by now, and are told where there was none in time.
-    /// Called at every tick: it is others, of other workers too, that make room.
+    /// Those that wait go on if there is room by now, and get an error if there was none in time.
+    /// Called at every tick, because other clients, also of other workers, make the room.
     pub(super) fn feed_starved(&mut self) {
         let patience = self.parking_patience();
         while let Some(&(key, since_us)) = self.starved.queue.front() {

@@ -16,8 +16,8 @@ use crate::ambient;
 
 /// Items under way to their owners at once.
 const WINDOW: usize = 256;
-/// An item that its owner could not add is looked at again so often, after a pause that doubles;
-/// then the leader is said to refuse it.
+/// How often an item that its owner could not add is tried, with a pause that doubles; then the
+/// leader counts as refusing it.
 const TRIES: u8 = 5;
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often it is tried from then on. The target's is the only copy: it is kept until the leader

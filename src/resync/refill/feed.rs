@@ -47,7 +47,7 @@ impl Refill {
             let admitted = self.admit(&mut lane);
             self.take_ended(&mut lane);
             if admitted.is_err() {
-                // They may hold copies that were not verified: whoever ends the job undoes them.
+                // They may hold copies that were not verified: the end of the job undoes them.
                 self.idle.push(lane);
                 self.idle.extend(lanes);
                 return admitted;

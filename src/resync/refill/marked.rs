@@ -1,9 +1,9 @@
-//! What the source alone holds: items that are stale there, or that somebody was told to recompute.
+//! What the source alone holds: items that are stale there, or that a client was told to recompute.
 //!
 //! Where the target comes to lead they are misses, and must stay so under every later leader: what
 //! is left of them on the source is deleted before. Where the source goes on leading it is the one
 //! that lacks nothing now, and has what the target has not if it comes back from its next absence:
-//! these keys count as missed by whoever is away.
+//! these keys count as missed by the node that is away.
 
 use std::collections::BTreeSet;
 

@@ -140,8 +140,9 @@ impl Refill {
     }
 
     /// From here on the keys come from the workers: those that clients read, and those to be copied
-    /// again. Each is read, added and verified like any other, so what is there is right; but what
-    /// nobody reads never comes, so no pair is handed back. Ends when cancelled, or with a node.
+    /// again. Each is read, added and verified like any other, so what is there is right; but keys
+    /// that no client reads never come, so no pair is handed back. Ends when cancelled, or with a
+    /// node.
     pub(super) async fn begin_trickle(&mut self, why: String) -> Result<(), JobError> {
         self.trickle = true;
         self.pass = None;

@@ -23,7 +23,7 @@ enum Standstill {
     /// The network between the proxy and all hosts, in one direction: they execute what comes, and
     /// their answers do not arrive.
     Answers,
-    /// One of the proxy's threads, or all of them: answers are there, and nobody takes them.
+    /// One of the proxy's threads, or all of them: answers are there, and are not read.
     Worker,
     Control,
     Proxy,
@@ -149,7 +149,7 @@ async fn fail_in_an_overload(world: &mut World) {
     let mut found = None;
     while begun.elapsed() < lasts {
         if found.is_none() && trace::losses() > before {
-            // A node that nobody asks is found by a probe.
+            // A node without client traffic is found by a probe.
             let owes_since = if dies { Some(begun) } else { world.net.lock().host(failed).owes_since };
             found = Some(owes_since.map(|since| since.elapsed()));
         }

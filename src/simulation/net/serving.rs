@@ -64,7 +64,7 @@ pub(super) struct Serving {
     pub(super) net: Arc<Net>,
     pub(super) id: usize,
     pub(super) host: usize,
-    /// `None`: nobody is there any more to be answered.
+    /// `None`: the other end is gone.
     pub(super) far: Option<DuplexStream>,
 }
 
@@ -137,7 +137,7 @@ impl Serving {
             };
             net.pause(host).await;
             match self.reply(&answer).await {
-                // memcached's crawler notices that nobody listens.
+                // memcached's crawler notices that its reader is gone.
                 heard @ (Reply::Over | Reply::Unheard) => {
                     if dump && !last {
                         net.lock().end_dump(id);
