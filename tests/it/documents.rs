@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const DOCUMENTS: [&str; 18] = [
+const DOCUMENTS: [&str; 19] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -19,6 +19,7 @@ const DOCUMENTS: [&str; 18] = [
     "docs/internals/code-map.md",
     "docs/internals/connections.md",
     "docs/internals/fleet-plan.md",
+    "docs/internals/fleet.md",
     "docs/internals/lessons.md",
     "docs/internals/models/README.md",
     "docs/internals/testing.md",
