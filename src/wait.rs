@@ -273,7 +273,6 @@ fn carries_marker(node: &str, known: &str) -> Result<(), String> {
     }
 }
 
-/// The value of a key.
 fn value(connection: &mut Connection, key: &str) -> std::io::Result<Option<String>> {
     let said = connection.ask(&format!("get {key}"))?;
     let value = match said.item() {

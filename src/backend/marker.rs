@@ -90,7 +90,7 @@ pub struct Period(pub u64);
 pub struct Record {
     /// The edge that wrote it.
     pub epoch: Epoch,
-    /// What.
+    /// What holds since then.
     pub fact: Fact,
     pub term: Term,
     /// The period of the ring that the pair is one of.

@@ -110,7 +110,6 @@ pub(super) fn misplaced(long: &str, in_pool: bool) -> Option<&'static str> {
 /// What stands in the file and in the environment.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    /// The file.
     pub(super) path: Option<PathBuf>,
     /// Outside of the pools.
     pub(super) found: Vec<Found>,

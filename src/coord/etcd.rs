@@ -28,7 +28,7 @@ impl std::fmt::Debug for Access {
 
 pub struct Etcd {
     members: Vec<Http>,
-    /// Which one is asked.
+    /// The member that is asked.
     present: usize,
     /// The key, as the gateway has it.
     key: String,
@@ -100,7 +100,7 @@ impl Etcd {
         }
     }
 
-    /// The present member.
+    /// The address of the member that is asked.
     fn whose(&self) -> String {
         self.members[self.present].authority().to_owned()
     }

@@ -22,7 +22,7 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Why there is none.
+/// Why there is no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HttpError {
     /// Nothing was sent: it was surely not done.
@@ -33,7 +33,7 @@ pub enum HttpError {
     Unanswered(String),
 }
 
-/// One address.
+/// HTTP with one server, over a connection that is kept.
 #[derive(Debug)]
 pub struct Http {
     /// `HOST:PORT`, as it was given.

@@ -39,7 +39,6 @@ impl Value {
     }
 }
 
-/// What came of a swap.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Swapped {
     /// It was made; the record stands there with this revision.

@@ -21,7 +21,6 @@ pub enum BackgroundError {
     /// A step of starting the child, or of cutting the ties to its parent, failed.
     #[error("cannot go to the background: {step}: {cause}")]
     System {
-        /// What was tried.
         step: &'static str,
         /// What the system said.
         cause: io::Error,

@@ -32,7 +32,6 @@ pub enum LimitError {
     TooLow {
         /// `-n`.
         clients: u64,
-        /// Number of nodes.
         servers: usize,
         /// All descriptors needed.
         needed: u64,

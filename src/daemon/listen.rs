@@ -55,16 +55,16 @@ impl<S> Listening<S> {
 }
 
 impl Listening<TcpListener> {
-    /// Those who have connected and were not accepted yet: to them the system has said already that
-    /// the proxy is there. Nobody can connect after that. (Where it is kept they wait for the next
-    /// start.) To be called inside a runtime.
+    /// Ends the listening, and returns the clients that have connected and were not accepted yet:
+    /// to them the system has said already that the proxy is there. No more can connect after that.
+    /// (Where the socket is kept, they wait for the next start.) To be called inside a runtime.
     pub(crate) fn end(&self) -> Vec<tokio::net::TcpStream> {
         self.end_by(|socket| into_tokio(socket.accept()?.0))
     }
 }
 
 impl Listening<UnixListener> {
-    /// The same.
+    /// The same for the unix socket.
     pub(crate) fn end(&self) -> Vec<tokio::net::UnixStream> {
         self.end_by(|socket| {
             let stream = socket.accept()?.0;

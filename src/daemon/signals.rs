@@ -49,7 +49,6 @@ pub struct Signals {
 /// A signal's name, what is to be known of it, and where it comes in.
 type Caught<T> = (&'static str, T, Signal);
 
-/// Catches them.
 fn catch<T: Copy>(signals: &[(&'static str, SignalKind, T)]) -> io::Result<Vec<Caught<T>>> {
     signals.iter().map(|&(name, kind, about)| Ok((name, about, signal(kind)?))).collect()
 }

@@ -7,7 +7,6 @@ use super::number::{parse_i64, parse_u64};
 use super::out::OutQueue;
 use super::reply::{Frame, ReplyKind, meta_flag};
 
-/// The item's key.
 pub const CLOCK_KEY: &str = "__resilver__:clock";
 /// Reads the item. [`shown`] understands the answer.
 pub const CLOCK_READ: &[u8] = b"mg __resilver__:clock v t\r\n";

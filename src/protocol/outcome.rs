@@ -51,7 +51,6 @@ pub enum Outcome {
 pub struct Fields {
     pub key: Bytes,
     pub value: Bytes,
-    /// Client flags.
     pub flags: u32,
     /// The client's token.
     pub cas: u64,

@@ -19,9 +19,7 @@ use super::{KEY_LEN_MAX, answer};
 pub enum ReplyKind {
     /// `VALUE`: one item of a get, without the `END` that follows the last one.
     Value {
-        /// The item's key.
         key: Range<usize>,
-        /// Client flags.
         flags: u32,
         /// The value, without the CR LF behind it.
         data: Range<usize>,
@@ -84,7 +82,6 @@ pub enum ReplyKind {
 /// One reply: a line, or a line and a value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reply {
-    /// What it says.
     pub kind: ReplyKind,
     /// Its first line, without CR LF.
     pub line: Range<usize>,

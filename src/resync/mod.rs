@@ -259,7 +259,6 @@ pub struct Context {
     pub pace: Arc<Pace>,
     /// One enumeration per node at a time, over all jobs.
     pub crawls: Arc<Crawls>,
-    /// The nodes' clocks.
     pub clocks: Arc<Clocks>,
     /// Stops the job; go on awaiting [`run`].
     pub cancel: CancellationToken,
@@ -403,13 +402,10 @@ pub enum JobEvent {
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
-        /// The item's value.
         value: Bytes,
-        /// Client flags.
         flags: u32,
         /// As the leader is to be sent it.
         exptime: i64,
-        /// What became of it.
         reply: oneshot::Sender<Settlement>,
     },
     /// All of the pair but a few keys is copied. The control plane closes its gate, waits until no
@@ -424,7 +420,6 @@ pub enum JobEvent {
         pair: PairId,
         /// Nothing of the pair is outstanding, and the target holds what the leader holds.
         clean: bool,
-        /// What became of it.
         reply: oneshot::Sender<Verdict>,
     },
 }
@@ -474,7 +469,6 @@ pub enum JobError {
     /// ids. (Of a source that cannot be, [`JobEvent::CannotEnumerate`] tells, and the job goes on.)
     #[error("its keys cannot be enumerated: {why}")]
     CannotEnumerate {
-        /// Source or target.
         node: NodeId,
         /// For the log.
         why: String,

@@ -11,7 +11,6 @@ use crate::ids::PairId;
 /// In place of a number of evictions that was not read from the target.
 const NOT_READ: u64 = u64::MAX;
 
-/// What a job is doing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Phase {

@@ -46,11 +46,8 @@ const MAX_NAMED: u64 = 10;
 /// One pair to be compared.
 #[derive(Clone, Debug)]
 pub struct VerifyPair {
-    /// Which.
     pub pair: PairId,
-    /// Who leads.
     pub leader: NodeId,
-    /// Who follows.
     pub follower: NodeId,
     /// Cancelled by the control plane when the pair is to be left alone.
     pub leave: CancellationToken,
@@ -79,7 +76,6 @@ pub enum VerifyEvent {
         pair: PairId,
         /// Which key, as clients write it.
         key: Bytes,
-        /// What became of it.
         reply: oneshot::Sender<Settlement>,
     },
     /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing
@@ -99,7 +95,6 @@ pub struct Verify {
     pub yields: bool,
     /// How long a write may take to reach both nodes: the pause between two looks at one key.
     pub settle: Duration,
-    /// What was found.
     pub progress: Arc<VerifyProgress>,
     /// The control plane.
     pub coordinator: mpsc::Sender<VerifyEvent>,

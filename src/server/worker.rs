@@ -74,7 +74,6 @@ pub(super) struct WorkerSetup {
     pub inbox: UnboundedReceiver<PeerMessage>,
     /// To every worker, by number.
     pub peers: Vec<UnboundedSender<PeerMessage>>,
-    /// Its counters.
     pub stats: Arc<WorkerStats>,
     /// How often late answers are looked for.
     pub tick: Duration,

@@ -179,7 +179,6 @@ impl Meta {
         }
     }
 
-    /// Its name.
     pub fn name(self) -> &'static str {
         match self.verb {
             Verb::Get => "mg",

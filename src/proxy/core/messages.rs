@@ -116,7 +116,6 @@ pub enum Command {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Adopted {
     pub value: Bytes,
-    /// Client flags.
     pub flags: u32,
     /// As the leader is to be sent it: 0 = never, or a date by the leader's clock.
     pub exptime: i64,

@@ -30,7 +30,6 @@ pub(super) struct Slot {
     pub(super) refused_at: Instant,
     pub(super) refused_pause: Duration,
     pub(super) tried_at: Option<Instant>,
-    /// Entries under way.
     pub(super) in_flight: usize,
     /// Handed back: nothing of it may be copied any more.
     pub(super) done: bool,

@@ -10,7 +10,6 @@ use crate::server::stream::Stream;
 /// Where clients come from.
 pub(crate) enum Listener {
     Tcp(Listening<tokio::net::TcpListener>),
-    /// The unix socket.
     Unix(Listening<tokio::net::UnixListener>),
     /// Clients of other proxies, that were accepted elsewhere.
     Handed(tokio::sync::mpsc::UnboundedReceiver<std::net::TcpStream>),
