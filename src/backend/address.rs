@@ -1,5 +1,5 @@
 //! Where each node is reached now. Names are resolved by the control plane alone, which writes the
-//! result here; whoever dials reads it.
+//! result here; each dial reads it.
 //!
 //! A dial that resolved the name itself could reach another server than the connections beside it:
 //! a resync once listed an empty server while clients were served by the full one that the name had

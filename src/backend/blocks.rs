@@ -50,7 +50,7 @@ impl Blocks {
         }
     }
 
-    /// One that nobody holds anything of, and that takes so much.
+    /// A block without references to its memory, with room for `need` bytes.
     fn take(&mut self, need: usize) -> Option<(BytesMut, usize)> {
         let free = self.full.iter_mut().position(|(block, _)| block.try_reclaim(need))?;
         let (block, size) = self.full.remove(free)?;

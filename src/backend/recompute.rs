@@ -1,5 +1,5 @@
-//! The right to recompute a stale item: memcached gives it to whoever looks at the item first (`W`
-//! of an `mg`). It is a client's, so what a look of the proxy's own has won goes back.
+//! The right to recompute a stale item: memcached gives it to the first that looks at the item (`W`
+//! of an `mg`). It is for clients, so a right that the proxy's own look has won goes back.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::protocol::item::{Answer, Code};
 use crate::protocol::key::Key;
 use crate::protocol::node::{self, Ask};
 
-/// It is given back so often, where clients store over it meanwhile.
+/// How often giving it back is tried, where clients store over it meanwhile.
 const TRIES: u8 = 4;
 
 /// Gives back what was won of these `keys` (with whether each is written in base64): which of them,

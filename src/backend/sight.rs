@@ -8,7 +8,7 @@ use super::stat;
 pub struct Sight {
     /// All but those that it listens on: each by its number there and where it comes from.
     pub all: BTreeSet<String>,
-    /// Those of them that execute something: whoever asks is one.
+    /// Those of them that execute something: the connection that asks is one.
     executing: BTreeSet<String>,
     /// When its process started, by its own clock.
     pub started: u64,

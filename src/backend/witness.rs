@@ -1,6 +1,6 @@
-//! Records that a node carries for others' sake: *witnesses* for the next start. Nobody waits for
-//! them, so those of many pairs are written together; written one by one, a start with n primaries
-//! and n backups would cost 4n³ round trips.
+//! Records that a node carries for other pairs' sake: *witnesses* for the next start. Nothing waits
+//! for them, so those of many pairs are written together; written one by one, a start with n
+//! primaries and n backups would cost 4n³ round trips.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -47,8 +47,8 @@ impl Witnesses {
         !std::mem::replace(&mut waiting.busy, true)
     }
 
-    /// The next to be written, all for one memory; `None`: there are no more, and nobody writes any
-    /// longer.
+    /// The next to be written, all for one memory; `None`: there are no more, and the writer's task
+    /// ends.
     fn take(&self) -> Option<(Incarnation, Vec<(PairId, Record)>)> {
         let waiting = &mut *self.lock();
         let Some(&(incarnation, _)) = waiting.records.values().next() else {

@@ -33,7 +33,7 @@ impl Adds {
         self.count(hash).fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What it stored counts, or nobody reads from that node any more, or its outcome is unknown.
+    /// What it stored counts, or the node is not read from any more, or its outcome is unknown.
     pub(super) fn ended(&self, hash: u32) {
         self.count(hash).fetch_sub(1, Ordering::SeqCst);
     }

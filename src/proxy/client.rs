@@ -27,7 +27,7 @@ pub(super) const MAX_READS: u32 = 256;
 
 /// What is begun for one client before others have their turn: each request and each key read
 /// counts for one, and so does each KiB. A pipeline, a long line or a flood without replies then
-/// keeps nobody waiting for more than about a millisecond.
+/// keeps no other client waiting for more than about a millisecond.
 pub(super) const TURN: u32 = 512;
 
 /// Keys of one line that may be unanswered, or wait to be sent behind one that is. While the first
@@ -106,7 +106,7 @@ pub struct Client {
     /// How long the request in `partial` will be, once known, or may be. (No protocol has a longer
     /// one.)
     pub need: u32,
-    /// So much of `partial` is known to hold no end of a line.
+    /// How much of `partial` is known to hold no end of a line.
     pub(super) searched: u32,
     /// Data of a refused item still to be thrown away.
     pub swallow: u32,
@@ -135,7 +135,7 @@ pub struct Client {
     turn: u32,
     /// When it last sent something, microseconds of the worker's clock.
     pub received_us: u64,
-    /// So long after that it still waited for the proxy, in milliseconds: for an answer, for that
+    /// How long after that it still waited for the proxy, in milliseconds: for an answer, for that
     /// to be written, or for memory.
     waited_ms: u32,
     /// Bytes of answers that somebody else holds until they are written, if that is many.

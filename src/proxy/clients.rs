@@ -32,7 +32,7 @@ impl Clients {
         self.slab.get_mut(id.index())
     }
 
-    /// Nobody, where a successor sits in its place.
+    /// `None`, where a successor sits in its place.
     #[inline(always)]
     pub(super) fn of(&mut self, key: ClientKey) -> Option<&mut Client> {
         self.get_mut(key.id).filter(|client| client.occupant == key.occupant)

@@ -98,7 +98,7 @@ impl Gone {
 }
 
 impl Default for Gone {
-    /// Of a worker that shares it with nobody yet: small.
+    /// For a worker by itself, as in tests: small.
     fn default() -> Gone {
         Gone::with_places(64)
     }

@@ -423,8 +423,8 @@ impl InFlight {
     ) -> bool {
         self.reads -= u32::from(read);
         if len >= LARGE as usize && memory.is_full() && (self.out.len() + handed > 0 || self.held > HELD_MAX) {
-            // It has other values to take, and nobody knows when it will. (Those that are held back
-            // it cannot take.)
+            // The client has other values to take, and when it will is unknown. (It cannot take
+            // those that are held back.)
             answer = Outcome::Refused(MEMORY_FULL);
         }
         let Some(at) = slot.place_from(*first) else { return false };

@@ -35,7 +35,7 @@ const ASKED_LEAST: usize = 256 << 10;
 /// What is smaller never waits for room.
 const WAITS_FROM: u32 = 8 << 10;
 
-/// From here on a value is large: nobody leaves as many of them unread as he may ask for.
+/// From here on a value is large: a client may leave fewer of them unread than it may ask for.
 pub(super) const LARGE: u32 = 16 << 10;
 
 /// Places to which keys that wait are counted, by their hash.
@@ -56,8 +56,8 @@ pub enum Flight {
     GetEnd,
     /// A command of an operation's repair.
     Repair(OpId, RepairStep),
-    /// Nobody: the answer is void, but what it answers may still be executed, so the node is not
-    /// drained before it came.
+    /// The answer is void, but its command may still be executed, so the node is not drained before
+    /// it came.
     Void,
     /// The marker, read before anything else on a connection, or behind an answer that needs it; in
     /// which round of [`Link::round`].
@@ -77,7 +77,7 @@ pub enum RepairStep {
     Read,
     /// The right to recompute the leader's item, which is stale, goes back: the read has won it.
     GiveBack,
-    /// The follower's item, where nobody knows yet whether it differs.
+    /// The follower's item, where it is not known yet whether it differs.
     Compare,
     /// Removal on the follower.
     Drop,
@@ -117,7 +117,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Whether nobody waits.
+    /// Whether no operation waits.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
@@ -243,7 +243,7 @@ pub struct Conn {
     pub flights: VecDeque<Sent>,
     /// How many have ever been put there, which tells where one of them stands now.
     pushed: u64,
-    /// Among those before this one nobody waits for an answer.
+    /// No answer is awaited to the commands before this one.
     awaited_from: u64,
     /// Bytes of `flights`, and how many there may be.
     asked: usize,
@@ -258,7 +258,7 @@ pub struct Conn {
     pub need: usize,
     /// Already on the worker's list of connections to be written to, or blocked.
     pub dirty: bool,
-    /// Its socket takes no more; whoever waits for it puts it on the list again.
+    /// Its socket takes no more; the shell, which waits for that, puts it on the list again.
     pub blocked: bool,
     /// What is to be written has a follower's part of a write in it: the client waits for its
     /// second node already.
@@ -374,7 +374,7 @@ impl Conn {
 
     /// Since when something waits for it that no unanswered command shows: for its marker, which
     /// may be gone and not be written again; or for room behind answers that count for nothing, and
-    /// that nobody else waits for. While it is dialled the dial has a deadline.
+    /// that nothing else waits for. While it is dialled the dial has a deadline.
     pub(super) fn waited_for_since(&self) -> Option<u64> {
         let stands = matches!(self.state, LinkState::Checking | LinkState::Ready);
         self.waiting.since_us().filter(|_| stands).map(|since| since.max(self.stands_us))
@@ -442,7 +442,7 @@ impl Conn {
         self.pushed
     }
 
-    /// So much was ever sent on it: commands, keys and ends of `get` lines.
+    /// How much was ever sent on it: commands, keys and ends of `get` lines.
     pub(super) fn sent(&self) -> u64 {
         self.pushed
     }
@@ -460,9 +460,9 @@ impl Conn {
         }
     }
 
-    /// When the first command was queued whose answer somebody waits for. (An `END` alone is missed
-    /// by whoever asks next.) Looked for where the last look ended: behind what counts for nothing,
-    /// of which there may be very much.
+    /// When the first command was queued whose answer is awaited. (A missing `END` alone shows with
+    /// the next command.) Looked for where the last look ended: behind what counts for nothing, of
+    /// which there may be very much.
     pub(super) fn awaited_since(&mut self) -> Option<u64> {
         let answered = self.pushed - self.flights.len() as u64;
         let from = self.awaited_from.max(answered);

@@ -75,7 +75,7 @@ impl Memory {
         self.held_back() <= self.limit / 16 && !self.is_full()
     }
 
-    /// So much of it may be received at a time, unless it is one value.
+    /// How much of it may be used for receiving, unless it is one value.
     pub(super) fn receiving_max(&self) -> usize {
         self.limit / 2
     }

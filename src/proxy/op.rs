@@ -60,7 +60,7 @@ const COUNTER_SLACK_SECS: u64 = 2;
 impl Op {
     /// [`agreement`] of a follower that was spoken to in the meta protocol.
     ///
-    /// Where the number is the first one nobody knows whether it was stored or counted. Two nodes
+    /// Where the number is the first one, it is unknown whether it was stored or counted. Two nodes
     /// that have not done the same have items that expire at other times, or one of them is known
     /// to lack the key.
     pub(super) fn agrees(&self, told: &Told) -> Option<Agreement> {

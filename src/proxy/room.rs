@@ -19,9 +19,9 @@ pub(super) fn missing(buffer: &BytesMut, need: usize) -> usize {
 /// Makes room in a buffer of which what was read is taken again and again, and passed on.
 #[inline(always)]
 pub(super) fn make(buffer: &mut BytesMut, need: usize) {
-    // Where nothing is left of what was read before, and nobody holds any of it, the same bytes
-    // serve again: they are in the processor's caches, and a whole block takes at once what would
-    // be several reads at the end of one.
+    // Where nothing is left of what was read before, and nothing refers to any of it, the same
+    // bytes serve again: they are in the processor's caches, and a whole block takes at once what
+    // would be several reads at the end of one.
     if buffer.is_empty() && buffer.try_reclaim(READ_BLOCK) {
         if need == 0 && buffer.capacity() > KEPT {
             // What a large value has taken is not kept for small ones.

@@ -1,4 +1,4 @@
-//! How large values have been of late, whoever read or wrote them.
+//! How large values have been of late, of all clients.
 //!
 //! A client that has read small values is taken to go on with them: it has hundreds read at once.
 //! Where others have met large ones that may be wrong, and what was asked for cannot be taken back.
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use super::client::MAX_READS;
 use super::link::LARGE;
 
-/// So long, at least, a large value is remembered, and at most twice as long.
+/// How long a large value is remembered at least; at most twice as long.
 const LATELY_US: u64 = 60_000_000;
 
 /// What the first values may be together of a client that begins to read again, in bytes, should
@@ -43,8 +43,8 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// So many keys may be read at once by whoever begins to read again: as many as ever, where no
-    /// large value was met.
+    /// How many keys a client that begins to read again may have read at once: as many as any
+    /// client, where no large value was met.
     #[inline(always)]
     pub(super) fn first_reads(&self) -> u32 {
         self.first.load(Relaxed)

@@ -85,7 +85,7 @@ impl OpTable {
         self.places.len() >= 2 * KEPT && self.len() < self.places.len() / 4
     }
 
-    /// Gives a part of its end back if it is wide: what a burst has needed is nobody's need for
+    /// Gives a part of its end back if it is wide, so that a burst does not keep its memory for
     /// ever.
     pub(super) fn give_back(&mut self) {
         if !self.is_wide() {

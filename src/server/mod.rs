@@ -44,11 +44,11 @@ const EVENTS_PER_TURN: usize = 256;
 /// waiting for the end of this proxy.
 const READER_PATIENCE: Duration = Duration::from_millis(100);
 
-/// So long servers are asked whose they are before any of several pools serves. One that says
-/// nothing by then is judged when it is first looked at.
+/// How long servers are asked whose they are before any of several pools serves. One that has not
+/// answered by then is judged when it is first looked at.
 const SURVEY_PATIENCE: Duration = Duration::from_secs(2);
 
-/// So often in a lease each thread says that it turns. (One that has not for half of it hangs.)
+/// How often in a lease each thread reports that it turns. (One that has not for half of it hangs.)
 const BEATS: u32 = 8;
 
 /// Serves clients until `shutdown` is cancelled and their requests in flight are answered (or the
@@ -180,11 +180,10 @@ fn doors(workers: Vec<UnboundedSender<std::net::TcpListener>>) -> Doors {
     })
 }
 
-/// A worker's thread, which does nothing before it is told to go (and ends if nobody will).
+/// A worker's thread, which waits for its start (and ends if the sender is dropped).
 type Prepared = (JoinHandle<()>, Sender<()>);
 
-/// The workers' threads, all of which have what they need: nobody is served before everybody can
-/// be.
+/// The workers' threads, all of which have what they need: no client is served before all can be.
 fn prepare(
     workers: Vec<WorkerParts>,
     listeners: &mut Listeners,
@@ -355,7 +354,7 @@ impl WorkerParts {
 
 impl Assembly {
     /// A proxy with these settings, which finds its nodes by `names`, reaches them by `dialer`, and
-    /// agrees on `losses` with whoever may take its place.
+    /// agrees on `losses` with the proxies that may take its place.
     pub(crate) fn new(
         settings: Settings,
         topology: Arc<Topology>,

@@ -84,7 +84,7 @@ impl Stream {
         }
     }
 
-    /// Says why it is not served. Whoever has left meanwhile need not hear it.
+    /// Says why it is not served. A client that has left meanwhile misses that.
     pub(crate) async fn refuse(&mut self, why: &[u8]) {
         let _ = self.write_all(why).await;
     }

@@ -47,8 +47,8 @@ const COMPLETIONS: u32 = 4096;
 /// Their number in the kernel's books.
 const BUFFER_GROUP: u16 = 0;
 
-/// Bytes of one send. The kernel waits for a slow reader this many times, and then gives the send a
-/// thread of its own; nobody must be able to have one.
+/// Bytes of one send. A larger one may block so often that the kernel gives it a thread of its own
+/// (io-wq), and a slow reader must not cost one.
 const SEND_MOST: usize = 256 * 1024;
 
 /// Queues and messages kept for the next sends.

@@ -196,9 +196,9 @@ impl Shell {
 
     fn turn(&mut self) {
         let unseen = self.clock.look();
-        // Whoever waits for an answer has a tick, far more often than that. What missed this many
-        // did not run: what a node was asked just before is sent now, and what it answered
-        // meanwhile is not read yet. No node is to blame for that.
+        // While an answer is awaited there are ticks, far more often than that. If this many were
+        // missed, this process did not run: what a node was asked just before is sent now, and
+        // what it answered meanwhile is not read yet. No node is to blame for that.
         if unseen > STALL_TICKS * self.tick && !self.core.is_quiet() {
             // Except for one tick: a worker that is always late finds a hung node late, and not
             // never.
@@ -466,7 +466,7 @@ impl Worker {
     async fn close_silent_forever(self) {
         loop {
             let timeout = self.shell.borrow().live.idle_timeout;
-            // Every client is looked at: often enough for nobody to notice, seldom enough to cost
+            // Every client is looked at: often enough to be exact for users, seldom enough to cost
             // nothing.
             match timeout.map(|timeout| (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1))) {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -487,8 +487,8 @@ impl Worker {
     /// `grace`. A worker without clients of its own stays for the keys it owns. Returns whether
     /// every operation was finished.
     async fn drain(&self, grace: Duration, patience: Option<Duration>) -> bool {
-        // On epoll the system reports this many sockets at once; of the others nobody knows yet
-        // that something has come.
+        // On epoll the system reports this many sockets at once: that something has come on
+        // others is not known yet.
         let turns = 1 + self.shell.borrow().core.client_count().div_ceil(super::EVENTS_PER_TURN);
         for _ in 0..turns {
             tokio::task::yield_now().await;

@@ -124,7 +124,7 @@ impl NodeControl {
         .await
     }
 
-    /// The incarnation marker of whoever is at another address than the node's.
+    /// The incarnation marker of the server at another address than the node's.
     pub async fn peek(&self, at: SocketAddr) -> Result<Option<Incarnation>, NodeError> {
         let deadline = Instant::now() + self.timeout.get();
         let stream = by(deadline, self.dialer.dial_at(self.node, at)).await.ok_or(NodeError::Timeout)??;

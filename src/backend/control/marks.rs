@@ -12,7 +12,7 @@ use crate::rules::{Rule, holds};
 
 use super::{Connection, Found, NodeControl, NodeView, read};
 
-/// A node that refuses to store a marker is asked so often.
+/// How often a node that refuses to store a marker is asked.
 const MARK_TRIES: usize = 3;
 
 /// Why a marker was not written.
@@ -182,8 +182,8 @@ impl NodeControl {
         self.say(marker::RIVAL_KEY, session, seconds).await
     }
 
-    /// Asks whoever works on the node to say so, and waits for that. Returns the session of one who
-    /// did.
+    /// Asks another proxy that may work on the node to say so, and waits for that. Returns the
+    /// session of one that did.
     pub async fn knock(&self, session: SessionId, wait: Duration) -> Result<Option<SessionId>, NodeError> {
         // A full node may refuse the marker: the knock then goes unanswered, as with an older
         // release.
@@ -219,8 +219,8 @@ impl NodeControl {
             {
                 return Ok(if holds(Rule::UniqueEpochs) { Err(MarkError::Newer(old)) } else { Ok(()) });
             }
-            // Whoever closes a session, or takes a node over from one that is closed, must not do
-            // it to another proxy that runs.
+            // A proxy that closes a session, or takes a node over from a closed one, must not write
+            // over the session of another proxy that runs.
             if key == marker::SESSION_KEY
                 && let Some(there) = found[1].as_ref().and_then(|(old, _)| Session::parse(old))
                 && there.open
@@ -278,7 +278,7 @@ impl NodeControl {
 
 /// The record that was read, if it is a later one. Writes of two records of one pair may overtake
 /// each other on their way here, and a node that was away may carry one that is not known: the
-/// newer one stays, and whoever waits for the write is told.
+/// newer one stays, and the write is reported as not made.
 fn later(found: &Found, new: &Record) -> Option<Record> {
     found.as_ref().and_then(|(old, _)| Record::parse(old)).filter(|old| old.outlives(new))
 }

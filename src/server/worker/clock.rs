@@ -25,13 +25,13 @@ impl Clock {
         Clock { started, began_at_us, looked_us: 0, stood_still_us: 0 }
     }
 
-    /// Returns how long nobody had looked.
+    /// Returns the time since the last look.
     pub(super) fn look(&mut self) -> Duration {
         let now_us = self.started.elapsed().as_micros() as u64;
         Duration::from_micros(now_us - std::mem::replace(&mut self.looked_us, now_us))
     }
 
-    /// So long the worker did not run.
+    /// The worker did not run for this long.
     pub(super) fn stood_still(&mut self, time: Duration) {
         self.stood_still_us += time.as_micros() as u64;
     }

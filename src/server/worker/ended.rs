@@ -1,5 +1,5 @@
-//! Why clients are closed: counted for each, and told in the log where it is the client's protocol
-//! that is at fault, or nobody's wish.
+//! Why clients are closed: counted by reason, and logged where the client's protocol is at fault,
+//! or neither side asked for it.
 
 use std::sync::atomic::AtomicU64;
 

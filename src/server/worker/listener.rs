@@ -39,7 +39,7 @@ impl Listener {
         }
     }
 
-    /// Those who have connected and were not accepted yet; nobody can connect after that.
+    /// Clients that have connected and were not accepted yet; no more can connect after that.
     pub(super) fn end(self) -> Vec<Stream> {
         match self {
             Listener::Tcp(Listening { socket, kept }) => {

@@ -1,6 +1,6 @@
 //! Clients that do not read what they were answered, at the shutdown of a proxy that others stand
-//! by for: the clients of all of them wait for its end, and are to wait for nobody who does not
-//! read. What these have asked for is carried through without them.
+//! by for. The clients of all of them wait for its end, and a client that does not read must not
+//! delay them: its requests are carried through without it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{ClientIo, Shell, Worker};
 
 pub(super) struct Slow {
     begun: Instant,
-    /// So long nothing may be taken of what a client was answered; twice that in all.
+    /// How long a client may take nothing of its answers; twice that in all.
     patience: Duration,
     /// What each had not taken, and since when.
     unsent: HashMap<ClientId, (usize, Instant)>,
