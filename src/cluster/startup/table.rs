@@ -5,9 +5,9 @@
 //! node that answers, also a third one; the next two are what the pair's own nodes show ([`Seen`]):
 //! *away* (no answer), *empty*, *items* (no marker), *stale* (it missed a period of the ring), *a
 //! marker* (whatever its record says, if it has one), *this record* (the newest one itself). The
-//! first row that fits counts. The rows are the arms of [`decide`], [`first_start`] and [`cut_off`],
-//! in their order. *Fills*: it purges and refills the other one. `docs/resync.md` has the same
-//! table.
+//! first row that fits counts. The rows are the arms of [`decide`], [`first_start`] and
+//! [`cut_off`], in their order. *Fills*: it purges and refills the other one. `docs/resync.md` has
+//! the same table.
 //!
 //! | newest record | one node | the other one | then |
 //! |---|---|---|---|
