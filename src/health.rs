@@ -19,7 +19,7 @@ const HOLD_MIN: Duration = Duration::from_millis(250);
 /// What it waits at most. Not longer: its pairs have one copy meanwhile, and leadership returns
 /// only after a whole resync anyway.
 const HOLD_MAX: Duration = Duration::from_secs(4);
-/// The same of one that is awaited. (The longest also bounds how often its pairs change back and
+/// The same for one that is awaited. (The longest also bounds how often its pairs change back and
 /// forth, and the log tells of it.)
 const AWAITED_HOLD_MIN: Duration = Duration::from_millis(50);
 const AWAITED_HOLD_MAX: Duration = Duration::from_secs(1);

@@ -44,7 +44,7 @@ pub struct Report {
     /// Summed over the workers, since the start or `stats reset`. The names are memcached's where
     /// it has them.
     pub counters: Vec<(&'static str, u64)>,
-    /// The same since the start, whatever was reset.
+    /// The counters since the start, whatever was reset.
     pub totals: Vec<(&'static str, u64)>,
     /// What clients asked for and what came of it, since the start; what never happened is left
     /// out.
@@ -79,7 +79,7 @@ pub struct LostItemsReport {
     pub more: bool,
     /// When it last happened; `None`: not of late.
     pub seconds_ago: Option<u64>,
-    /// The same since the start.
+    /// All three since the start.
     pub pairs_empty_total: u64,
     pub pairs_partial_total: u64,
     pub keys_total: u64,

@@ -183,7 +183,7 @@ impl Latencies {
         add(&self.sum_us, us);
     }
 
-    /// The same of a time of an hour at most, of which nobody asks whether it is 1 microsecond or
+    /// The same for a time of an hour at most, of which nobody asks whether it is 1 microsecond or
     /// 7.
     #[inline(always)]
     pub(crate) fn add_coarsely(&self, us: u32) {

@@ -69,9 +69,9 @@ struct Visitor {
 struct Visitors(VecDeque<Visitor>);
 
 impl Visitors {
-    /// Whether there is room for one more, maybe because another one was told to leave: the oldest
-    /// that says nothing, or else the oldest that has taken too long over its answer. So those who
-    /// come in lots keep nobody from asking whether the process lives.
+    /// Whether there is room for one more, maybe because another one is closed: the oldest that
+    /// says nothing, or else the oldest that has taken too long over its answer. So visitors that
+    /// come in lots do not keep monitors from asking whether the process lives.
     fn make_room(&mut self, now: Instant) -> Room {
         self.0.retain(|visitor| !visitor.ended.is_cancelled());
         if self.0.len() < CONNECTIONS_MAX {

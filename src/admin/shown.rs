@@ -1,5 +1,5 @@
-//! What is shown, made anew at most ten times a second, whoever asks how often: the control plane
-//! has better to do than to describe itself.
+//! What is shown, made anew at most ten times a second, however often it is asked for: describing
+//! itself must not keep the control plane from its work.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -89,7 +89,7 @@ impl Shown {
     }
 }
 
-/// A view of each pool; `None` of one that does not answer.
+/// A view of each pool; `None` for one that does not answer.
 type Views = Vec<Option<Arc<View>>>;
 
 /// `/metrics`, made once of the same views.

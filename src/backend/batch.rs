@@ -67,7 +67,7 @@ impl Batch {
         self.end(1, effect);
     }
 
-    /// The same of one that is written out already.
+    /// The same for one that is written out already.
     pub fn command(&mut self, line: &[u8], effect: Effect) {
         self.out.put(line);
         self.end(1, effect);

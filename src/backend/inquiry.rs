@@ -59,7 +59,8 @@ impl Inquirer {
         self.keep(&mut kept, result)
     }
 
-    /// The same, and never sent twice: over a connection that nothing was asked on before.
+    /// As [`Inquirer::ask`], and never sent twice: over a connection that nothing was asked on
+    /// before.
     pub async fn tell(&self, command: &str, bytes_max: usize) -> Result<Bytes, InquiryError> {
         let result = self.ask_anew(command, bytes_max, Instant::now() + self.timeout.get()).await;
         result.map(|(answer, _)| answer)

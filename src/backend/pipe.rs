@@ -232,7 +232,7 @@ impl Pipe {
         self.ask_with(written, limit).await
     }
 
-    /// The same of a command that is written now.
+    /// The same for a command that is written now.
     pub(super) async fn ask_with(
         &mut self,
         write: impl FnOnce(&mut OutQueue) -> Effect,

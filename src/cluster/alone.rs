@@ -45,7 +45,7 @@ pub(super) fn alone(arguments: &str) -> Cluster {
     agreeing(arguments, Arc::new(NoStandby))
 }
 
-/// The same of one that agrees on losses there.
+/// The same for one that agrees on losses there.
 pub(super) fn agreeing(arguments: &str, losses: Arc<dyn Losses>) -> Cluster {
     over(arguments, Arc::new(Nobody), losses)
 }

@@ -18,7 +18,7 @@ const WAITING_MAX: usize = 8;
 /// Within this time a report is made, or never: the control plane does not answer before it has
 /// looked at the servers, nor while it ends.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The same of a command, for which servers may have to be asked.
+/// The same for a command, for which servers may have to be asked.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is asked, and where the answer goes.
@@ -145,7 +145,7 @@ impl Desk {
         self.ask(|reply| Request::Report(Looker::Person, reply), PATIENCE).await
     }
 
-    /// The same, of what is known: no server is asked anything for it.
+    /// The same, for what is known: no server is asked anything for it.
     pub async fn state(&self) -> Option<Box<Report>> {
         self.ask(|reply| Request::Report(Looker::Machine, reply), PATIENCE).await
     }

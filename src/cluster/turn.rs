@@ -219,7 +219,7 @@ impl Cluster {
         self.nodes.iter().any(|run| run.former == Former::There)
     }
 
-    /// The same of a pair's nodes.
+    /// Whether the former active proxy is awaited on a pair's nodes.
     pub(super) fn awaits_former_of(&self, pair: PairId) -> bool {
         let (primary, backup) = self.topology.nodes_of(pair);
         std::iter::once(primary).chain(backup).any(|node| self.nodes[node.index()].former == Former::There)

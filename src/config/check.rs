@@ -370,8 +370,8 @@ impl Check<'_> {
         }
     }
 
-    /// The same of an option that may be the whole process's: each pool finds it, so it is reported
-    /// without one.
+    /// The same for an option that may belong to the whole process: each pool finds it, so it is
+    /// reported without one.
     fn fault_of(&mut self, id: &str, rest: impl Display) {
         match self.arg(id).get_long().and_then(|long| misplaced(long, true)) {
             Some(_) => self.faults.push(format!("{}{rest}", self.flag(id))),

@@ -45,7 +45,7 @@ pub(crate) fn complain(command: &str, why: impl Display) {
     let _ = writeln!(std::io::stderr(), "resilver {command}: {why}");
 }
 
-/// The same of one that ends with it.
+/// The same for one that ends with it.
 pub(crate) fn failed(command: &str, why: impl Display, code: u8) -> ExitCode {
     complain(command, why);
     ExitCode::from(code)

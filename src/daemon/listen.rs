@@ -48,7 +48,7 @@ pub struct Listening<S> {
 }
 
 impl<S> Listening<S> {
-    /// The same by another handle, or by one of its sockets.
+    /// The same listener by another handle, or by one of its sockets.
     pub(crate) fn by<T>(&self, socket: impl FnOnce(&S) -> io::Result<T>) -> io::Result<Listening<T>> {
         Ok(Listening { socket: socket(&self.socket)?, kept: self.kept })
     }
@@ -153,7 +153,7 @@ pub enum BindError {
         address: SocketAddr,
         cause: io::Error,
     },
-    /// The same of the admin listener's.
+    /// The same for the admin listener's.
     #[error("cannot listen on {address} for --admin: {cause}; give an address of this machine and a port that is free")]
     Admin {
         /// The address as given with `--admin`.

@@ -214,7 +214,7 @@ struct Sight {
     holder: Holder,
     heartbeat: u64,
     since: Instant,
-    /// The same, of polls that followed each other closely: one who stood still has seen nothing of
+    /// The same, for polls that followed each other closely: a proxy that stood still has not seen
     /// what was between two of them.
     steady: Instant,
     polled: Instant,

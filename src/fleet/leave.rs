@@ -206,7 +206,7 @@ mod tests {
         FleetMark { name, generation: Generation(7), address, lease }
     }
 
-    /// The same of a fleet by a file of that host.
+    /// The same for a fleet by a file of that host.
     fn mark_by_file(host: &str, address: &str) -> FleetMark {
         FleetMark { name: format!("file:/run/fleet@{host}"), ..mark(address) }
     }

@@ -21,7 +21,7 @@ use super::missed::KEY_OVERHEAD;
 pub struct Lone {
     /// In order, because they are iterated: what the proxy does must not differ from run to run.
     keys: Mutex<BTreeSet<Bytes>>,
-    /// As many as there are in `keys`, so that nobody takes the lock while there are none.
+    /// As many as there are in `keys`, so that the lock is not taken while there are none.
     len: AtomicUsize,
     /// How often a key was inserted: whether there is something new to tell.
     inserted: AtomicU64,

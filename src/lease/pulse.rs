@@ -4,7 +4,7 @@
 //! A proxy of a fleet with a hanging thread does not serve all its clients, and should lose its
 //! lease. So each of these threads regularly reports that it works, also while it waits for a lease
 //! (or that would never come back), and the lease is renewed only as long as all do. The reports to
-//! a service manager go by it too, while the control plane answers nobody.
+//! a service manager depend on it too, while the control plane answers no questions.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::Boot;
 
-/// So often at least the control plane says it.
+/// The longest time between two such reports of the control plane.
 pub const BEAT: Duration = Duration::from_secs(1);
 
 /// When a thread last turned.
@@ -77,7 +77,7 @@ pub fn turned() -> Boot {
     PULSES.turned(Boot::now())
 }
 
-/// Says so often that the thread which runs this turns.
+/// Reports at these intervals that the thread which runs this turns.
 pub async fn beat_forever(every: Duration) {
     loop {
         beat();

@@ -136,7 +136,7 @@ pub enum FillEffect {
     ListBegins,
     /// What clients write is noted from now on: what they delete must not come back.
     NoteWrites,
-    /// Nobody will ask for what clients wrote.
+    /// What clients wrote is not needed any more.
     ForgetWrites,
     /// The leader of an adoption is lost, and no job is known here to be at work: the follower has
     /// made every write.

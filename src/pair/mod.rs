@@ -57,8 +57,8 @@ pub enum Gate {
 pub enum Loss {
     /// Late or broken: its memory may still be there.
     Suspected,
-    /// The same of the primary of a pair whose copies were not compared since a crash: what clients
-    /// have read of it the other one may lack, so it is waited for until its process is gone.
+    /// Suspected, and the primary of a pair whose copies were not compared since a crash: the other
+    /// node may lack what clients have read of it, so it is waited for until its process is gone.
     SuspectedUncompared,
     /// Its marker is gone from a live connection, or its process has refused connections beyond the
     /// grace: the memory is gone.
@@ -156,7 +156,7 @@ pub struct Pair {
     handing_back: bool,
     /// The places whose answers count for nothing since the gate closed: primary, backup.
     voided: [bool; 2],
-    /// Another proxy works on the pair's nodes: leadership goes to nobody who does not have it.
+    /// Another proxy works on the pair's nodes: no node that does not lead already is promoted.
     foreign: bool,
 }
 
@@ -326,7 +326,7 @@ impl Pair {
         }
     }
 
-    /// The event is late, or asks for what is not to be done: nothing changes, and nobody is told.
+    /// The event is late, or asks for what is not to be done: nothing changes, without effects.
     fn ignored(&self) -> Vec<Effect> {
         vec![]
     }
@@ -347,7 +347,7 @@ impl Pair {
             State::Dark { in_sync: None, .. } if !self.foreign => {
                 self.edge(State::Degraded { leader: place }, self.reason, None)
             }
-            // A full copy is awaited, or leads; or nobody is promoted.
+            // A full copy is awaited, or leads; or no node may be promoted.
             State::Dark { .. } | State::Mirrored | State::Degraded { .. } | State::Recovering { .. } => self.ignored(),
         }
     }
@@ -407,8 +407,8 @@ impl Pair {
 
     fn flushed(&mut self) -> Vec<Effect> {
         if let State::Dark { .. } = self.state {
-            // Whoever is away holds items that the flush has ended: nobody is in sync any more, and
-            // a record that says so is later than the one on that node.
+            // A node that is away holds items that the flush has ended: none is in sync any more,
+            // and a record that says so is later than the one on that node.
             self.state = State::Dark { in_sync: None, fallback: None };
             self.epoch = Epoch(self.epoch.0 + 1);
         }
@@ -447,7 +447,7 @@ impl Pair {
             State::Mirrored if !self.foreign => {
                 self.edge(State::Degraded { leader: place.other() }, Reason::Operator, None)
             }
-            // It is to be filled already, or is all that is left; or nobody is promoted.
+            // It is to be filled already, or is all that is left; or no node may be promoted.
             State::Mirrored | State::Degraded { .. } | State::Recovering { .. } | State::Dark { .. } => self.ignored(),
         }
     }

@@ -18,7 +18,7 @@ pub enum Reason {
     Reset,
     /// The node did not answer in time.
     Timeout,
-    /// Its name never resolved: nobody knows where it is.
+    /// Its name never resolved, so it has no address.
     Unresolved,
     /// Its name leads to another address now, so to another server.
     Moved,
@@ -43,7 +43,7 @@ pub enum Reason {
     /// through, and stays a follower. The follower: what it may hold cannot be purged, so it is not
     /// refilled.
     CannotEnumerate,
-    /// Another proxy works on the same node: nobody is promoted before its session ends.
+    /// Another proxy works on the same node: no node is promoted before its session ends.
     ForeignSession,
     /// The former active proxy of the fleet is not known to be gone. No pair's own reason.
     FormerActive,
@@ -139,8 +139,8 @@ impl State {
     /// Whether the keys that are known to differ between the two nodes stay all that differ, when
     /// this state is followed by `next`.
     ///
-    /// Not where a pair ends its darkness with another leader: whoever leads now was emptied, or
-    /// holds a part, and the node whose memory counted as gone may yet come back with it.
+    /// Not where a pair leaves Dark with another leader: the new leader was emptied, or holds a
+    /// part, and the node whose memory counted as gone may yet come back with it.
     pub fn keeps_difference(self, next: State) -> bool {
         match (self, next) {
             (State::Dark { in_sync: last, .. }, State::Degraded { leader }) => last == Some(leader),

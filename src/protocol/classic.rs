@@ -23,7 +23,7 @@ pub(super) const SAID: Style = Style::Classic { noreply: false };
 pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {
     match first_line(buf) {
         Line::Incomplete => Parsed::Incomplete { need: 0 },
-        // Without a word, as memcached does: whoever sends this does not speak memcached.
+        // Without a word, as memcached does: such a client does not speak memcached.
         Line::TooLong { len } => {
             Parsed::Reject { reply: answer::SILENCE, style: SAID, len, swallow: 0, close: Some(Close::LongLine) }
         }

@@ -96,8 +96,8 @@ const FIELDS: [&[u8]; 6] = [b"exp=", b"la=", b"cas=", b"fetch=", b"cls=", b"size
 /// Takes a dump line apart and decodes its key into `key`; `None` = it is no such line.
 ///
 /// Strictly: where a piece of the dump is missing, a line is made of the beginning of one and the
-/// end of a later one, and the keys between them were never listed. Whoever takes that for a key
-/// that cannot be copied hands a pair back without them.
+/// end of a later one, and the keys between them were never listed. If that were taken for one key
+/// that cannot be copied, a pair would be handed back without them.
 fn parse_key(line: &[u8], key: &mut Vec<u8>) -> Option<Said> {
     let rest = line.strip_prefix(b"key=")?;
     let end = memchr::memchr(b' ', rest)?;

@@ -1,5 +1,5 @@
-//! What is no protocol of memcached's, known by the first bytes of a connection. Whoever speaks it
-//! waits for an answer that would never come: it gets one at once, in its own protocol, and the
+//! What is no protocol of memcached's, known by the first bytes of a connection. Such a client
+//! would wait for an answer that never comes: it gets one at once, in its own protocol, and the
 //! connection is closed.
 
 /// A protocol that is not spoken here.
@@ -31,8 +31,7 @@ impl Foreign {
     /// What it is told.
     pub fn answer(self) -> &'static [u8] {
         match self {
-            // A fatal alert, handshake_failure: whoever asks for TLS gets a reason, and not an end
-            // of file.
+            // A fatal alert, handshake_failure: a TLS client gets a reason, and not an end of file.
             Foreign::Tls => b"\x15\x03\x01\x00\x02\x02\x28",
             Foreign::Http => {
                 b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 45\r\nConnection: close\r\n\r\nThis port speaks memcached's protocol alone.\n"

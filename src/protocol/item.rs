@@ -34,7 +34,7 @@ impl Item {
         self.equals_later(other, TWO_NODES_SLACK_SECS)
     }
 
-    /// The same of one node, asked again: whether the item is what it was.
+    /// The same for one node, asked again: whether the item is what it was.
     pub fn equals_later(&self, later: &Item, slack: i64) -> bool {
         self.flags == later.flags && self.value == later.value && self.seen.agrees(&later.seen, slack)
     }

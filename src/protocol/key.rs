@@ -134,7 +134,7 @@ pub(super) fn decode_base64(text: &[u8], out: &mut [u8; KEY_LEN_MAX]) -> Option<
     (count > 0 && count % 4 == 0).then_some(len)
 }
 
-/// The same of a key that stands by itself.
+/// The same for a key that stands by itself.
 pub fn from_base64(text: &[u8]) -> Option<Bytes> {
     let mut out = [0; KEY_LEN_MAX];
     let len = decode_base64(text, &mut out)?;

@@ -9,7 +9,7 @@ use memchr::{memchr, memchr2};
 /// client should count on.
 pub(super) const LINE_LEN_MAX: usize = 2048;
 /// A get of more bytes is taken in pieces of this many: a line of 1 MiB takes 0.8 to 7 ms to be
-/// parsed, in which nobody else is served.
+/// parsed, in which no other client is served.
 pub(super) const LONG_FROM: usize = 32 * 1024;
 /// Longest get of many keys that offsets are made for. memcached has no bound here, and long before
 /// this one `--client-memory` has no room for it.

@@ -17,7 +17,7 @@ pub enum Outcome {
     /// No such item, with the key, for clients that asked for it.
     MissOf(Bytes),
     Stored,
-    /// The same, and the item's cas id, as a client's token.
+    /// Stored, with the item's cas id, as a client's token.
     StoredAs(u64),
     NotStored,
     /// The cas id is another one.
@@ -30,7 +30,7 @@ pub enum Outcome {
     Done,
     /// What `incr` or `decr` made of it.
     Number(u64),
-    /// The same, and the item's cas id.
+    /// The number, with the item's cas id.
     NumberAs {
         number: u64,
         cas: u64,

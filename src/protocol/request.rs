@@ -340,7 +340,7 @@ pub enum Close {
 }
 
 impl Close {
-    /// What the client is told where memcached would say nothing: silence helps nobody to find out
+    /// What is sent where memcached would close without a word: silence does not help to find out
     /// what is wrong.
     pub fn words(self) -> &'static [u8] {
         match self {

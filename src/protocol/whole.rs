@@ -1,5 +1,5 @@
-//! Where an answer of a server ends, whichever command it answers: of what operators ask nobody
-//! knows the form beforehand.
+//! Where an answer of a server ends, whichever command it answers: for operators' questions the
+//! form of the answer is not known beforehand.
 
 use memchr::memchr;
 
@@ -11,7 +11,7 @@ const VALUE_LEN_MAX: u64 = 1 << 30;
 /// Looks for the end of one answer, which comes in pieces.
 #[derive(Default, Debug)]
 pub struct Whole {
-    /// So much of it was looked at.
+    /// How much of it was looked at.
     seen: usize,
     /// `STAT` lines are followed by no `END`.
     unended: bool,

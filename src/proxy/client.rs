@@ -54,7 +54,7 @@ pub(super) enum Access {
     Full,
     /// It came when all places were taken, and has asked for nothing yet.
     Unknown,
-    /// The same, and it asks what operators ask.
+    /// Let in beyond the limit, and it asks what operators ask.
     Operator,
 }
 
@@ -377,7 +377,7 @@ impl Client {
         }
     }
 
-    /// The same of what is written.
+    /// Likewise after something was written to it.
     pub(super) fn count_written(&mut self, memory: &Arc<Memory>) {
         if let Some(f) = &mut self.in_flight {
             f.count_written(memory);

@@ -69,7 +69,7 @@ impl Gone {
         self.told(key, now).filter(|(there, _)| *there != term.in_token()).map(|(_, asked)| asked)
     }
 
-    /// The same, whatever the term.
+    /// Whether clients were told that it is gone, under whatever term.
     pub(super) fn was_told(&self, key: KeyId, now: Duration) -> bool {
         self.told(key, now).is_some()
     }

@@ -27,7 +27,7 @@ const GET_LINE_MAX: usize = 4096;
 /// not to wait long behind it.
 const ASKED_MAX: usize = 4 << 20;
 
-/// The same of a node, over all workers' connections, which have equal parts of it; but none less
+/// The same for a node, over all workers' connections, which have equal parts of it; but none less
 /// than [`ASKED_LEAST`]. (Each may have one command that is larger than all its room.)
 const ASKED_OF_NODE: usize = 16 << 20;
 const ASKED_LEAST: usize = 256 << 10;

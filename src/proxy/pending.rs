@@ -103,7 +103,7 @@ impl PendingKeys {
         self.found(hash, write)
     }
 
-    /// The same, of a key that was asked about since the last one was added.
+    /// The same, for a key that was asked about since the last one was added.
     pub(super) fn still_conflicts(&self, hash: u32, write: bool) -> bool {
         self.may_conflict(write) && self.found(hash, write)
     }

@@ -32,7 +32,7 @@ pub(super) fn make(buffer: &mut BytesMut, need: usize) {
     make_more(buffer, need);
 }
 
-/// The same behind what was read and is not passed on yet.
+/// Makes room behind what was read and is not passed on yet.
 fn make_more(buffer: &mut BytesMut, need: usize) {
     let room = buffer.capacity() - buffer.len();
     if buffer.len() > KEPT && (buffer.len() + 1..=buffer.capacity()).contains(&need) {

@@ -1,6 +1,6 @@
-//! What the proxy's statistics say, taken apart by the names that [`super::lines`] prints. Whoever
-//! asked for them as text makes it of them, and the admin listener of the lines themselves: so both
-//! show the same. Pure.
+//! What the proxy's statistics say, taken apart by the names that [`super::lines`] prints. The
+//! commands make it from the text that they were sent, the admin listener from the lines
+//! themselves: so both show the same. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

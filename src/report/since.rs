@@ -70,7 +70,7 @@ impl Before {
         Ok(())
     }
 
-    /// The same, of a list that this server could not be asked for when it was reset.
+    /// The same, for a list that this server could not be asked for when it was reset.
     pub fn take_late(&mut self, list: &str, answer: &str) -> Result<(), String> {
         let awaited = LISTS.iter().zip(self.awaited).any(|(known, awaited)| *known == list && awaited);
         if awaited { self.take(list, answer) } else { Ok(()) }

@@ -70,7 +70,7 @@ pub fn small(word: Option<Word>) -> String {
 }
 
 impl Report {
-    /// How it is, for whoever has one line for it.
+    /// The state in one line.
     pub fn in_one_line(&self) -> String {
         self.seen().map_or(String::new(), |seen| {
             let clients = seen.counters.number("curr_connections");

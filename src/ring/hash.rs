@@ -12,7 +12,7 @@ pub(super) fn key_hash(key: &[u8]) -> u32 {
     (mixed ^ mixed >> 32) as u32
 }
 
-/// The same before it is folded.
+/// The hash before it is folded.
 #[inline(always)]
 pub(super) fn key_id(key: &[u8]) -> u64 {
     let (words, tail) = key.as_chunks::<8>();

@@ -69,7 +69,7 @@ pub fn run(
     run_agreed(settings, listeners, shutdown, (Arc::new(NoStandby), Operated::Here { aside: None, reload }), ready)
 }
 
-/// The same of one of several pools, which operators are shown together: what they need is sent
+/// Runs one of several pools, which operators are shown together: what they need is sent
 /// before `ready` is called. On a thread of its own.
 ///
 /// # Errors
@@ -94,7 +94,7 @@ pub(crate) enum Operated<'a> {
     Together { panels: Sender<Panel>, reload: Arc<Reload> },
 }
 
-/// The same of a proxy that agrees on `losses` with those that may take its place.
+/// Runs a proxy that agrees on `losses` with those that may take its place.
 pub(crate) fn run_agreed(
     settings: Settings,
     mut listeners: Listeners,

@@ -11,7 +11,7 @@ use crate::report::traffic::Traffic;
 
 /// Up to so many pairs have a line each, where not all are asked for.
 const PAIRS_TOLD: usize = 16;
-/// The same of servers: of more, only those with something to tell have a line.
+/// The same for servers: of more, only those with something to tell have a line.
 const SERVERS_TOLD: usize = 8;
 /// Up to so many servers that lead alone have a line each.
 const ALONE_TOLD: usize = 4;

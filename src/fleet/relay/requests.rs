@@ -20,7 +20,7 @@ const KEPT_MAX: usize = 2 << 10;
 pub(super) enum Owed {
     /// One answer.
     Answer,
-    /// The same of a request that changes nothing: it can be asked again.
+    /// The same for a request that changes nothing: it can be asked again.
     Read(Bytes),
     /// No answer (`noreply`).
     Nothing,
@@ -28,7 +28,7 @@ pub(super) enum Owed {
     Perhaps,
     /// `MN`, which nothing else is answered with: what was asked before is over by then.
     NoOp,
-    /// The same of the binary protocol, which names what is answered.
+    /// The same for the binary protocol, which names what is answered.
     Named { opcode: u8, opaque: [u8; 4], quiet: bool },
     /// The answer to this proxy's own question behind requests without answers: it is dropped.
     Own,

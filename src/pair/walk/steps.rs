@@ -344,7 +344,7 @@ impl World {
         }
     }
 
-    /// The same of one whose items count if no proxy has used it.
+    /// The same for one whose items count if no proxy has used it.
     fn add_first_words(&self, place: Place, add: Add<'_>) {
         let epoch = Epoch(5);
         for word in [Word::Used, Word::Other(epoch), Word::Adopting(epoch)] {

@@ -85,8 +85,8 @@ impl Command<'_> {
             Verb::SaslList | Verb::SaslAuth => self.reject(UNKNOWN, self.value_len(), false),
             _ if wire_form(self.key()).is_none() => self.reject(KEY_TOO_LONG, self.value_len(), false),
             Verb::Get => self.accept(Keyed { cas: 0, ..self.keyed(Kind::Gets) }),
-            // A touch is told client flags and cas id. `mg` would tell them without the value, and
-            // take the right to recompute a stale item, which nobody would hear of.
+            // The answer to a touch has client flags and cas id. `mg` would give them without the
+            // value, but take the right to recompute a stale item, and no client would learn that.
             Verb::Gat | Verb::Touch => {
                 self.accept(Keyed { exptime: self.exptime(0), cas: 0, ..self.keyed(Kind::Gats) })
             }

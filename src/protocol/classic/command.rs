@@ -111,8 +111,8 @@ impl Command<'_> {
             keys.count += 1;
         }
         match keys.count {
-            // `gat 10` gets END from memcached: it found none of no keys. Answered here, so that
-            // nobody waits for a node.
+            // `gat 10` gets END from memcached: it found none of no keys. Answered here, without
+            // waiting for a node.
             0 if with_exptime => self.reject(answer::END, false),
             0 => self.reject(answer::ERROR, false),
             _ => self.accept(Keyed { exptime, ..Keyed::new(kind, keys) }, false),

@@ -303,7 +303,7 @@ impl Core {
         self.leader_said(id, at, effect, &Said { hit, absent: made || gone, gone, number }, answer)
     }
 
-    /// The same of an operation of a classic kind that it was asked in the meta protocol.
+    /// The same for an operation of a classic kind that it was asked in the meta protocol.
     fn leader_told(&mut self, id: OpId, at: ConnId, reply: &Reply, unit: &Bytes) -> bool {
         let op = &self.ops[id];
         let told = told::of_node(op.kind, reply, unit);
@@ -534,7 +534,7 @@ fn client_answer(op: &Op, reply: &Reply, unit: Bytes, term: Option<Term>) -> Out
     }
 }
 
-/// The same of what it said in the meta protocol.
+/// The same for what it said in the meta protocol.
 fn told_answer(op: &Op, told: &Told, unit: &Bytes, term: Option<Term>) -> Outcome {
     let cas = term.map_or(told.cas, |term| op::client_cas(told.cas, term));
     let item = |value| {

@@ -190,7 +190,7 @@ pub(in crate::proxy) fn agreement(sent: Mirror, number: u64, reply: &ReplyKind) 
     Some(if agree { Agreement::Agree } else { Agreement::Differ })
 }
 
-/// The same of the answer to a meta command; `unit`: the whole of it.
+/// The same for the answer to a meta command; `unit`: the whole of it.
 pub(in crate::proxy) fn meta_agreement(sent: Mirror, number: u64, reply: &Reply, unit: &[u8]) -> Option<Agreement> {
     use ReplyKind as R;
     let agree = match (sent, &reply.kind) {

@@ -26,7 +26,7 @@ use super::{ClientIo, Shell, Worker};
 /// taken.
 const OPERATORS: usize = 16;
 
-/// The same with those that are being closed to make room.
+/// The number of these, together with those that are being closed to make room.
 const OPERATORS_MAX: usize = 4 * OPERATORS;
 
 /// How long a client there may be silent before it is told of the limit: an operator's program asks

@@ -50,7 +50,7 @@ fn whatever_is_asked_next_finds_nothing() {
     }
 }
 
-/// The same of clients that speak the binary protocol, and of those that speak the meta protocol.
+/// The same for clients that speak the binary protocol, and of those that speak the meta protocol.
 #[test]
 fn whatever_is_asked_next_in_other_protocols_finds_nothing() {
     let binary = [Get, Gat, Add("7"), Replace("7"), Append("7"), Cas("7"), IncrFrom(3), Decr, Delete, DeleteCas, Touch];

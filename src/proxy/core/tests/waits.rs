@@ -121,7 +121,7 @@ fn what_waits_for_a_marker_that_is_not_written_again_is_not_forgotten() {
     assert_eq!(found_late(&mut core, no_marker), ON_TIME);
 }
 
-/// The same of a repair, behind which other clients' writes wait.
+/// The same for a repair, behind which other clients' writes wait.
 #[test]
 fn a_repair_that_waits_for_a_marker_is_not_forgotten() {
     let mut core = core(1, Some(Incarnation(7)));
