@@ -23,6 +23,7 @@ mod later;
 mod lease;
 mod manual;
 mod pair;
+mod places;
 pub mod pools;
 mod progress;
 mod protocol;
@@ -37,6 +38,7 @@ pub mod server;
 mod simulation;
 mod stats;
 mod status;
+mod stretch;
 pub mod supervised;
 mod suspicion;
 #[cfg(test)]

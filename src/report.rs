@@ -148,6 +148,8 @@ pub struct NodeReport {
     pub version: Option<String>,
     /// Workers' connections.
     pub connections: u64,
+    /// Those that it refused while others stood, since the start.
+    pub refused: u64,
     /// Commands unanswered on them.
     pub in_flight: u64,
     /// Commands sent on them since the start.

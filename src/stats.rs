@@ -149,6 +149,8 @@ counters! {
 pub struct NodeStats {
     /// Connections open.
     pub connections: AtomicU64,
+    /// Connections that it refused while another one stood.
+    pub refused: AtomicU64,
     /// Commands unanswered.
     pub in_flight: AtomicU64,
     /// Commands sent.

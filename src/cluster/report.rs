@@ -127,6 +127,7 @@ impl Cluster {
             incarnation: run.incarnation,
             version: run.view.as_ref().map(|view| view.version.clone()),
             connections: sum(|n| n.connections.load(Relaxed)),
+            refused: sum(|n| n.refused.load(Relaxed)),
             in_flight: sum(|n| n.in_flight.load(Relaxed)),
             sent: sum(|n| n.sent.load(Relaxed)),
             latency: LatencyReport::of(self.stats.iter().map(|s| &s.nodes[node.index()].latencies)),

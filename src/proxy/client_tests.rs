@@ -150,8 +150,37 @@ fn what_very_many_keys_took_is_not_kept() {
         assert_eq!(sent(&mut client), "END\r\n");
         client.settle(&mut spare);
         assert!(client.in_flight.is_none());
-        assert_eq!(spare.kept(), (kept, kept), "{keys} keys");
+        assert_eq!(spare.kept(), (kept, kept, 0), "{keys} keys");
     }
+}
+
+/// Clients that ask all at once leave room for as many; a few go on with it, and the rest is given
+/// back.
+#[test]
+fn what_many_clients_took_at_once_is_given_back() {
+    const CLIENTS: u32 = 12;
+    const KEYS: u32 = 40;
+    let mut spare = Spare::default();
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|i| Client::new(Occupant(i), 0)).collect();
+    for client in &mut clients {
+        let slot = client.open_slot(KEYS, true, (CLASSIC, BEGUN), 0, &mut spare);
+        (0..KEYS).for_each(|hash| {
+            client.begin_read(slot);
+            client.note_key(slot, hash, false);
+        });
+        assert!(client.conflicts(7, true, &mut spare), "looked up in a table");
+    }
+    for client in &mut clients {
+        (0..KEYS).for_each(|part| {
+            client.answer((SlotNumber(0), part, true), Outcome::Miss, &mut spare, &Arc::default(), meter());
+        });
+        assert_eq!(sent(client), "END\r\n");
+        client.settle(&mut spare);
+    }
+    assert_eq!(spare.kept(), (CLIENTS as usize, CLIENTS as usize, CLIENTS as usize));
+    assert!(spare.is_much());
+    spare.give_back();
+    assert_eq!((spare.kept(), spare.is_much()), ((8, 8, 8), false));
 }
 
 #[test]

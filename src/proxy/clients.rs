@@ -2,7 +2,7 @@
 
 use std::ops::{Index, IndexMut};
 
-use slab::Slab;
+use crate::places::Places;
 
 use super::client::Client;
 use super::handles::{ClientId, ClientKey};
@@ -10,26 +10,26 @@ use super::handles::{ClientId, ClientKey};
 /// See the module's words.
 #[derive(Default, Debug)]
 pub(super) struct Clients {
-    slab: Slab<Client>,
+    places: Places<Client>,
 }
 
 impl Clients {
     pub(super) fn insert(&mut self, client: Client) -> ClientId {
-        ClientId(self.slab.insert(client) as u32)
+        ClientId(self.places.insert(client) as u32)
     }
 
     pub(super) fn remove(&mut self, id: ClientId) -> Option<Client> {
-        self.slab.try_remove(id.index())
+        self.places.remove(id.index())
     }
 
     #[inline(always)]
     pub(super) fn get(&self, id: ClientId) -> Option<&Client> {
-        self.slab.get(id.index())
+        self.places.get(id.index())
     }
 
     #[inline(always)]
     pub(super) fn get_mut(&mut self, id: ClientId) -> Option<&mut Client> {
-        self.slab.get_mut(id.index())
+        self.places.get_mut(id.index())
     }
 
     /// `None`, where a successor sits in its place.
@@ -39,11 +39,11 @@ impl Clients {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slab.len()
+        self.places.len()
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = ClientId> + '_ {
-        self.slab.iter().map(|(at, _)| ClientId(at as u32))
+        self.places.iter().map(|(at, _)| ClientId(at as u32))
     }
 }
 
@@ -52,13 +52,13 @@ impl Index<ClientId> for Clients {
 
     #[inline(always)]
     fn index(&self, id: ClientId) -> &Client {
-        &self.slab[id.index()]
+        &self.places[id.index()]
     }
 }
 
 impl IndexMut<ClientId> for Clients {
     #[inline(always)]
     fn index_mut(&mut self, id: ClientId) -> &mut Client {
-        &mut self.slab[id.index()]
+        &mut self.places[id.index()]
     }
 }

@@ -10,10 +10,12 @@ use crate::protocol::expiry::Offset;
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::reply::ReplyLimits;
+use crate::stretch::Stretch;
 
-use super::handles::{DialNumber, OpId};
+use super::handles::{DialNumber, Lane, OpId};
 use super::op::{Effect, Kind};
 use super::room;
+use super::waiting::Waiting;
 
 /// Keys that share one `get` line at most: it ends there, so that its first values come before
 /// long.
@@ -37,9 +39,6 @@ const WAITS_FROM: u32 = 8 << 10;
 
 /// From here on a value is large: a client may leave fewer of them unread than it may ask for.
 pub(super) const LARGE: u32 = 16 << 10;
-
-/// Places to which keys that wait are counted, by their hash.
-const WAIT_PLACES: usize = 256;
 
 /// What an unanswered command belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,85 +95,6 @@ pub struct Sent {
     pub at_us: u64,
     /// What it counts for among what the connection has outstanding.
     pub bytes: u32,
-}
-
-/// One operation that waits.
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    id: OpId,
-    /// Its key's.
-    hash: u32,
-    /// Since when, microseconds of the worker's clock.
-    since_us: u64,
-}
-
-/// Operations that wait for a connection: to be ready, or to have room for them.
-#[derive(Default, Debug)]
-pub struct Waiting {
-    queue: VecDeque<Waits>,
-    /// How many wait in each place. Empty until there are any.
-    places: Vec<u16>,
-}
-
-impl Waiting {
-    /// Whether no operation waits.
-    #[inline(always)]
-    pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
-    pub(super) fn push(&mut self, id: OpId, hash: u32, since_us: u64) {
-        self.places.resize(WAIT_PLACES, 0);
-        let place = &mut self.places[hash as usize % WAIT_PLACES];
-        *place = place.saturating_add(1);
-        self.queue.push_back(Waits { id, hash, since_us });
-    }
-
-    pub(super) fn first(&self) -> Option<OpId> {
-        self.queue.front().map(|first| first.id)
-    }
-
-    fn since_us(&self) -> Option<u64> {
-        self.queue.front().map(|first| first.since_us)
-    }
-
-    pub(super) fn pop(&mut self) {
-        if let Some(first) = self.queue.pop_front() {
-            self.forget(first.hash);
-        }
-    }
-
-    fn forget(&mut self, hash: u32) {
-        // One that has counted to its end stays: a write waits behind others then, which is always
-        // right.
-        if let Some(place) = self.places.get_mut(hash as usize % WAIT_PLACES)
-            && *place < u16::MAX
-        {
-            *place -= 1;
-        }
-        if self.queue.is_empty() {
-            self.places = Vec::new();
-        }
-    }
-
-    /// Whether an operation on the key may be among those that wait.
-    pub(super) fn may_hold(&self, hash: u32) -> bool {
-        !self.queue.is_empty() && self.places[hash as usize % WAIT_PLACES] > 0
-    }
-
-    /// Takes out those for which `goes` holds.
-    pub(super) fn take_if(&mut self, mut goes: impl FnMut(OpId) -> bool) -> Vec<OpId> {
-        let (gone, kept): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.queue).into_iter().partition(|waits| goes(waits.id));
-        self.queue = kept;
-        gone.iter().for_each(|waits| self.forget(waits.hash));
-        gone.into_iter().map(|waits| waits.id).collect()
-    }
-
-    /// All of them, in order.
-    pub(super) fn take(&mut self) -> impl Iterator<Item = OpId> + use<> {
-        std::mem::take(self).queue.into_iter().map(|waits| waits.id)
-    }
 }
 
 /// A leader's answer that counts only once the marker was read behind it.
@@ -243,6 +163,8 @@ pub struct Conn {
     pub flights: VecDeque<Sent>,
     /// How many have ever been put there, which tells where one of them stands now.
     pushed: u64,
+    /// As many before it stood.
+    pushed_before: u64,
     /// No answer is awaited to the commands before this one.
     awaited_from: u64,
     /// Bytes of `flights`, and how many there may be.
@@ -250,6 +172,10 @@ pub struct Conn {
     asked_max: usize,
     /// Since when it stands, or was last found to be in order. Microseconds of the worker's clock.
     stands_us: u64,
+    /// It was refused, and is not used: this other one is in its place.
+    pub(super) stand_in: Option<Lane>,
+    /// When that was, microseconds of the worker's clock.
+    pub(super) refused_us: u64,
     /// Operations that wait for the connection.
     pub waiting: Waiting,
     /// Read and not parsed yet.
@@ -302,10 +228,13 @@ impl Conn {
             get_line: None,
             flights: VecDeque::new(),
             pushed: 0,
+            pushed_before: 0,
             awaited_from: 0,
             asked: 0,
             asked_max: (ASKED_OF_NODE / of.max(1)).clamp(ASKED_LEAST, ASKED_MAX),
             stands_us: 0,
+            stand_in: None,
+            refused_us: 0,
             waiting: Waiting::default(),
             input: BytesMut::new(),
             need: 0,
@@ -365,6 +294,21 @@ impl Conn {
             return !self.has_room(bytes);
         }
         bytes >= WAITS_FROM || write && self.waiting.may_hold(hash)
+    }
+
+    /// It stands, and was asked nothing yet.
+    pub(super) fn begins(&mut self) {
+        self.pushed_before = self.pushed;
+    }
+
+    /// Whether anything was answered on it since it stands.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered_number() > self.pushed_before
+    }
+
+    /// Whether nothing is unanswered, nor waits for it or for what it says.
+    pub(super) fn owes_nothing(&self) -> bool {
+        self.flights.is_empty() && self.waiting.is_empty() && self.unproven.is_empty() && self.unmarked.is_empty()
     }
 
     /// It stands, or is in order: what waited until now waited for something else.
@@ -477,6 +421,22 @@ impl Conn {
     pub(super) fn owes_effects(&self) -> bool {
         let effects = |sent: &Sent| matches!(sent.flight, Flight::Op(_) | Flight::Repair(..) | Flight::Void);
         self.state == LinkState::Discarding || self.flights.iter().any(effects)
+    }
+
+    /// Whether a burst has left one of its lists long.
+    pub(super) fn is_stretched(&self) -> bool {
+        self.flights.is_stretched()
+            || self.waiting.is_stretched()
+            || self.unproven.is_stretched()
+            || self.unmarked.is_stretched()
+    }
+
+    /// What is empty of them goes back.
+    pub(super) fn give_back(&mut self) {
+        self.flights.give_back();
+        self.waiting.give_back();
+        self.unproven.give_back();
+        self.unmarked.give_back();
     }
 
     /// Forgets what was to be written.

@@ -46,7 +46,20 @@ impl Links {
     /// The connection to a node that takes all commands on keys of this hash.
     #[inline(always)]
     pub(super) fn of(&self, node: NodeId, hash: u32) -> ConnId {
-        ConnId { node, lane: Lane((hash % u32::from(self.lanes)) as u16) }
+        let at = ConnId { node, lane: Lane((hash % u32::from(self.lanes)) as u16) };
+        match self[at].stand_in {
+            None => at,
+            Some(lane) => ConnId { node, lane },
+        }
+    }
+
+    /// This one stands in for none any more: it is gone, with all that was unanswered on it.
+    pub(super) fn stands_in_no_more(&mut self, at: ConnId) {
+        for conn in &mut self[at.node].conns {
+            if conn.stand_in == Some(at.lane) {
+                conn.stand_in = None;
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod room;
 mod route;
 mod sizes;
 mod table;
+mod waiting;
 
 pub use adds::Adds;
 pub use backlog::Backlog;

@@ -129,6 +129,14 @@ impl PendingKeys {
 }
 
 impl SpareTables {
+    pub(super) fn len(&self) -> usize {
+        self.tables.len()
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.tables.truncate(len);
+    }
+
     fn give(&mut self, table: Option<Box<Table>>) {
         if let Some(table) = table
             && self.tables.len() < SPARE_TABLES

@@ -227,6 +227,7 @@ impl NodeReport {
         out.put(format_args!("{addr}:{INCARNATION}"), or_none(self.incarnation));
         out.put(format_args!("{addr}:version"), self.version.as_deref().unwrap_or("unknown"));
         out.put(format_args!("{addr}:connections"), self.connections);
+        out.put(format_args!("{addr}:connections_refused"), self.refused);
         out.put(format_args!("{addr}:in_flight"), self.in_flight);
         if let Some(held) = &self.held {
             out.put(format_args!("{addr}:items"), held.items);

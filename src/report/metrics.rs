@@ -332,6 +332,10 @@ impl Report {
         each("server_connections", "gauge", "Workers' connections to the server.", &|out, node| {
             out.sample("", &[("server", &node.addr)], node.connections);
         });
+        let refused = "Connections that the server has refused (its -c) while others stood.";
+        each("server_connections_refused_total", "counter", refused, &|out, node| {
+            out.sample("", &[("server", &node.addr)], node.refused);
+        });
         each("server_in_flight", "gauge", "Commands that the server has not answered.", &|out, node| {
             out.sample("", &[("server", &node.addr)], node.in_flight);
         });

@@ -29,11 +29,12 @@ use io_uring::types::Fd;
 use io_uring::{IoUring, opcode, squeue};
 use nix::errno::Errno;
 use nix::libc;
-use slab::Slab;
 use socket2::{SockAddr, SockRef};
 
+use crate::places::Places;
 use crate::protocol::out::OutQueue;
 use crate::proxy::{ClientId, ConnId, Share};
+use crate::stretch::Stretch;
 pub(super) use alarm::Alarm;
 use buffers::{BUFFERS, Buffers, FEW_BUFFERS};
 use socket::{Message, Slot};
@@ -53,6 +54,9 @@ const SEND_MOST: usize = 256 * 1024;
 
 /// Queues and messages kept for the next sends.
 const SPARE: usize = 256;
+
+/// Of these, those that are kept also where nobody needs them: 16 KiB each at most.
+const SPARE_KEPT: usize = 8;
 
 /// `IORING_ENTER_GETEVENTS`: work that the kernel has put off is done in this call.
 const GET_EVENTS: u32 = 1;
@@ -115,7 +119,7 @@ pub(crate) struct Uring {
     /// Clients' sockets that found none, in order.
     unbuffered: VecDeque<SocketId>,
     /// Leaked where the kernel may still use what is in it.
-    slots: ManuallyDrop<Slab<Slot>>,
+    slots: ManuallyDrop<Places<Slot>>,
     /// Operations in the submission queue.
     queued: u32,
     /// Operations that found no room there.
@@ -164,7 +168,7 @@ impl Uring {
             buffers,
             most_buffers: BUFFERS,
             unbuffered: VecDeque::new(),
-            slots: ManuallyDrop::new(Slab::new()),
+            slots: ManuallyDrop::default(),
             queued: 0,
             waiting: VecDeque::new(),
             spare_queues: Vec::new(),
@@ -349,6 +353,21 @@ impl Uring {
     /// Gives its buffer back.
     pub(super) fn give(&mut self, input: Input) {
         self.buffers.give(input.buffer);
+    }
+
+    /// Whether a burst has left it more than others need, for [`Uring::give_back`].
+    pub(super) fn is_stretched(&self) -> bool {
+        self.spare_queues.len().max(self.spare_messages.len()) > SPARE_KEPT
+            || self.unbuffered.is_stretched()
+            || self.waiting.is_stretched()
+    }
+
+    /// That goes back.
+    pub(super) fn give_back(&mut self) {
+        self.spare_queues.truncate(SPARE_KEPT);
+        self.spare_messages.truncate(SPARE_KEPT);
+        self.unbuffered.give_back();
+        self.waiting.give_back();
     }
 
     /// Bytes sent to clients since this was last asked.

@@ -6,6 +6,7 @@
 //! On io_uring there are neither: see `on_uring`.
 
 mod admission;
+mod bursts;
 mod census;
 mod clock;
 mod ended;
@@ -18,7 +19,7 @@ mod slow;
 mod writable;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -144,6 +145,8 @@ pub(crate) struct Shell {
     /// How often there is a tick.
     tick: Duration,
     live: LiveSettings,
+    /// When what a burst has needed was last given back.
+    gave_back_us: u64,
     flusher: Option<Waker>,
     /// Woken when there is something to be late again.
     ticker: Option<Waker>,
@@ -164,7 +167,7 @@ pub(crate) struct Shell {
     draining: bool,
     untold: ended::Untold,
     /// Where clients come from, while the log has lines about them.
-    named: HashMap<ClientId, String>,
+    named: BTreeMap<ClientId, String>,
 }
 
 /// A worker's handle for its own tasks.
@@ -246,7 +249,7 @@ impl Shell {
     /// The flusher runs once after everybody who is ready now.
     fn wake(&mut self) {
         if self.ticker.is_some()
-            && !self.core.is_quiet()
+            && !self.is_quiet()
             && let Some(waker) = self.ticker.take()
         {
             waker.wake();
@@ -305,6 +308,7 @@ impl Worker {
             clock: Clock::new(),
             tick: setup.tick,
             live: setup.live,
+            gave_back_us: 0,
             flusher: None,
             ticker: None,
             reads: 0,
@@ -318,7 +322,7 @@ impl Worker {
             work: setup.work,
             draining: false,
             untold: ended::Untold::default(),
-            named: HashMap::new(),
+            named: BTreeMap::new(),
         }));
         let worker =
             Worker { shell, dialer: setup.dialer, count: setup.clients, beyond: setup.beyond, idle: Rc::default() };
@@ -449,11 +453,12 @@ impl Worker {
             self.work(|shell| {
                 shell.tell_what_is_stuck();
                 shell.core.handle_tick(shell.clock.now());
+                shell.give_back();
             });
             stir_heap();
             poll_fn(|cx| {
                 let shell = &mut *self.shell.borrow_mut();
-                if !shell.core.is_quiet() {
+                if !shell.is_quiet() {
                     return Poll::Ready(());
                 }
                 shell.ticker = Some(cx.waker().clone());

@@ -1,19 +1,20 @@
 //! Servers at their limit of connections (memcached's `-c`): probes are answered over the one that
 //! stands, and whatever else connects is refused.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::status::run;
-use crate::support::cluster::fill;
-use crate::support::{Cluster, Shape, wait_until};
+use crate::support::cluster::{count_filled, fill};
+use crate::support::{Cluster, Shape, Stored, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Both servers of a pair take fewer connections than the workers want.
+/// Both servers of a pair take so few connections that some workers have none.
 #[test]
 fn clients_and_status_are_told_of_servers_that_take_no_more_connections() {
-    let shape = Shape::new(1, 1).nodes(&["-c", "20"]).proxy(&["-i", "16"]);
+    let shape = Shape::new(1, 1).nodes(&["-c", "20"]).proxy(&["-i", "16", "--threads", "4"]);
     let cluster = Cluster::start_unmirrored(&shape);
     let mut client = cluster.client();
     wait_until("an answer that names the limit", DEADLINE, || {
@@ -46,4 +47,35 @@ fn a_refill_from_a_server_that_takes_no_more_connections_says_so() {
     drop(others);
     cluster.mirrored();
     cluster.assert_rings_equal();
+}
+
+/// A server that closes idle connections is full of other clients when the proxy wants its own
+/// back; one that was not idle stands.
+#[test]
+fn a_server_that_takes_no_more_connections_is_used_over_one_that_stands() {
+    let shape = Shape::new(1, 1).nodes(&["-c", "40", "-o", "idle_timeout=3"]).proxy(&["--threads", "1", "-i", "8"]);
+    let cluster = Cluster::start(&shape);
+    let server = cluster.primaries[0].addr();
+    let mut client = cluster.client();
+    wait_until("idle connections to be closed", DEADLINE, || {
+        assert_eq!(client.set("busy", b"x"), Ok(Stored::Stored));
+        cluster.proxy.server(&server, "connections") == "1"
+    });
+    let mut others: Vec<TcpStream> = Vec::new();
+    let mut refused = 0;
+    while refused < 3 {
+        let mut other = TcpStream::connect(&server).expect("connected");
+        other.write_all(b"version\r\n").expect("sent");
+        let mut said = [0; 4];
+        let full = other.read_exact(&mut said).is_err() || said == *b"ERRO";
+        refused += usize::from(full);
+        others.extend((!full).then_some(other));
+    }
+    fill(&mut client, "k", 200, 50);
+    assert_eq!(count_filled(&mut client, "k", 200, 50), 200);
+    let log = cluster.proxy.log_so_far();
+    assert!(!log.contains("node lost"), "{log}");
+    assert_ne!(cluster.proxy.server(&server, "connections_refused"), "0");
+    assert!(log.contains("another one that stands is used in place of one that was refused"), "{log}");
+    cluster.mirrored();
 }

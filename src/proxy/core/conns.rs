@@ -41,6 +41,7 @@ impl Core {
     pub fn handle_conn_up(&mut self, now: Now, at: ConnId) {
         self.now = now;
         self.links[at].stands(self.now.us);
+        self.links[at].begins();
         if self.links[at.node].incarnation.is_some() && holds(Rule::MarkerCheckOnNewConnections) {
             self.check(at);
         } else {
@@ -192,6 +193,8 @@ impl Core {
         conn.input.clear();
         (conn.need, conn.seen) = (0, 0);
         conn.voids = 0;
+        self.links.stands_in_no_more(at);
+        let conn = &mut self.links[at];
         (conn.take_flights(), conn.take_answers(), conn.take_unmarked())
     }
 
@@ -220,10 +223,11 @@ impl Core {
     }
 
     pub(super) fn doubt_for(&mut self, at: ConnId, reason: Reason) {
-        let conn = &mut self.links[at];
-        if conn.state == LinkState::Discarding {
+        if self.links[at].state == LinkState::Discarding {
             return;
         }
+        let stand_in = if reason == Reason::ConnectionLimit { self.stand_in_for(at) } else { None };
+        let conn = &mut self.links[at];
         conn.state = LinkState::Discarding;
         conn.clear_out();
         conn.input.clear();
@@ -231,6 +235,9 @@ impl Core {
         let flights = conn.take_flights();
         let waiting = conn.waiting.take().collect();
         let (unproven, unmarked) = (conn.take_answers(), conn.take_unmarked());
+        if let Some(lane) = stand_in {
+            return self.hand_over(at, lane, flights, waiting);
+        }
         conn.voids = 1;
         self.fault(at.node, reason);
         self.void_answers(at.node, unproven);
@@ -269,8 +276,10 @@ impl Core {
     pub fn is_quiet(&self) -> bool {
         // An operation that waits for a marker or a mark is in `ops`.
         let quiet = |conn: &crate::proxy::link::Conn| conn.flights.is_empty() && conn.unproven.is_empty();
-        let ops = self.ops.is_empty() && !self.ops.is_wide();
-        ops && self.starved.is_empty() && self.links.iter().all(|link| link.conns.iter().all(quiet))
+        self.ops.is_empty()
+            && self.starved.is_empty()
+            && self.links.iter().all(|link| link.conns.iter().all(quiet))
+            && !self.is_stretched()
     }
 
     /// Looks for nodes that make no progress with what they are asked and for operations parked too
@@ -279,12 +288,13 @@ impl Core {
         self.now = now;
         self.publish_gauges();
         self.memory.sizes.age(now.us);
-        self.ops.give_back();
+        self.give_room_back();
         for node in self.links.nodes() {
             self.tell_lateness(node);
         }
         self.ask_markers_again();
         self.ask_marks_again();
+        self.end_stand_ins();
         self.retry_repairs();
         self.relax();
         self.feed_starved();

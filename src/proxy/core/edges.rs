@@ -71,12 +71,12 @@ impl Core {
         link.round = link.round.wrapping_add(1);
         for at in self.links.to(node) {
             match self.links[at].state {
-                LinkState::Idle => self.dial(at),
+                LinkState::Idle if self.links[at].stand_in.is_none() => self.dial(at),
                 // A connection that outlived the node's absence is to the same process; its memory
                 // is checked all the same.
                 LinkState::Ready | LinkState::Checking if incarnation.is_some() => self.check(at),
                 LinkState::Checking => self.ready(at),
-                LinkState::Ready | LinkState::Dialing | LinkState::Discarding => {}
+                LinkState::Idle | LinkState::Ready | LinkState::Dialing | LinkState::Discarding => {}
             }
         }
     }

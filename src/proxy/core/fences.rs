@@ -9,6 +9,7 @@ use crate::protocol::item::{Asked, Item};
 use crate::proxy::handles::OpId;
 use crate::proxy::op::{Op, Stage};
 use crate::proxy::table::OpTable;
+use crate::stretch::Stretch;
 
 /// The time between two tries of a repair that waits for a marker or a connection.
 const REPAIR_RETRY_US: u64 = 10_000;
@@ -169,6 +170,15 @@ impl Fences {
     /// The repairs that wait to begin again.
     pub(super) fn waiting(&self) -> impl Iterator<Item = OpId> {
         self.by_key.values().filter(|fence| fence.retry_at_us.is_some()).map(|fence| fence.owner)
+    }
+
+    /// As of a list.
+    pub(super) fn is_stretched(&self) -> bool {
+        self.retries.is_stretched()
+    }
+
+    pub(super) fn give_back(&mut self) {
+        self.retries.give_back();
     }
 
     /// Called at every tick: where nothing is repaired any more, writes need not be counted.

@@ -27,6 +27,7 @@ use crate::protocol::request::Limits;
 use crate::ring::Topology;
 use crate::stats::WorkerStats;
 
+mod bursts;
 mod census;
 mod clients;
 mod conns;
@@ -44,6 +45,7 @@ mod proofs;
 mod repairs;
 mod replies;
 mod requests;
+mod stand_ins;
 mod starved;
 mod traces;
 
@@ -136,6 +138,8 @@ pub struct Core {
     starved: starved::Starved,
     traces: traces::Traces,
     ops: OpTable,
+    /// When what a burst has needed was last given back.
+    gave_back_us: u64,
     links: Links,
     pairs: Pairs,
     fences: Fences,
@@ -175,6 +179,7 @@ impl Core {
             starved: starved::Starved::default(),
             traces: traces::Traces::default(),
             ops: OpTable::default(),
+            gave_back_us: 0,
             fences: Fences::default(),
             outbox: Outbox::default(),
             spare: Spare::default(),

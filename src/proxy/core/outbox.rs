@@ -6,6 +6,7 @@ use crate::ids::WorkerId;
 use crate::proxy::client::Client;
 use crate::proxy::handles::{ClientId, ConnId, DialNumber};
 use crate::proxy::link::Conn;
+use crate::stretch::Stretch;
 
 use super::Core;
 use super::messages::{Event, PeerMessage};
@@ -114,6 +115,26 @@ impl Outbox {
         self.dirty_clients.push(id);
     }
 
+    /// Whether a burst has left one of its lists long.
+    pub(super) fn is_stretched(&self) -> bool {
+        let conns = self.urgent_conns.items.is_stretched() || self.dirty_conns.items.is_stretched();
+        let clients = self.dirty_clients.items.is_stretched() || self.resumable.items.is_stretched();
+        let told = self.events.is_stretched() || self.peers.is_stretched();
+        conns || clients || told || self.dials.is_stretched() || self.hangups.is_stretched()
+    }
+
+    /// What is empty of them goes back.
+    pub(super) fn give_back(&mut self) {
+        self.urgent_conns.items.give_back();
+        self.dirty_conns.items.give_back();
+        self.dirty_clients.items.give_back();
+        self.resumable.items.give_back();
+        self.events.give_back();
+        self.peers.give_back();
+        self.dials.give_back();
+        self.hangups.give_back();
+    }
+
     pub(super) fn resumable(&self) -> usize {
         self.resumable.len()
     }
@@ -215,6 +236,38 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::handles::{ClientKey, Occupant};
+
+    #[test]
+    fn each_list_is_given_back() {
+        const MANY: usize = 20_000;
+        let at = ConnId::first(crate::ids::NodeId(0));
+        let event = || Event::Hint { node: at.node };
+        let peer = || (WorkerId(0), PeerMessage::TurnAway(ClientKey { id: ClientId(0), occupant: Occupant(0) }));
+        for list in 0..8 {
+            let mut out = Outbox::default();
+            match list {
+                0 => out.events.extend((0..MANY).map(|_| event())),
+                1 => out.peers.extend((0..MANY).map(|_| peer())),
+                2 => out.dials.extend((0..MANY).map(|_| (at, DialNumber(0)))),
+                3 => out.hangups.extend((0..MANY).map(|_| at)),
+                4 => out.urgent_conns.items.extend((0..MANY).map(|_| at)),
+                5 => out.dirty_conns.items.extend((0..MANY).map(|_| at)),
+                6 => out.dirty_clients.items.extend((0..MANY).map(|_| ClientId(0))),
+                _ => out.resumable.items.extend((0..MANY).map(|_| ClientId(0))),
+            }
+            assert!(!out.is_stretched(), "list {list} is full");
+            out.events.clear();
+            out.peers.clear();
+            out.dials.clear();
+            out.hangups.clear();
+            while out.urgent_conns.pop().or_else(|| out.dirty_conns.pop()).is_some() {}
+            while out.dirty_clients.pop().or_else(|| out.resumable.pop()).is_some() {}
+            assert!(out.is_stretched(), "list {list}");
+            out.give_back();
+            assert!(!out.is_stretched(), "list {list}");
+        }
+    }
 
     #[test]
     fn a_queue_that_is_never_empty_does_not_grow() {

@@ -12,6 +12,7 @@ use crate::protocol::request::{Limits, Parsed};
 use crate::proxy::client::Ended;
 use crate::proxy::handles::{ClientId, ClientKey};
 use crate::proxy::memory::FREE;
+use crate::stretch::Stretch;
 
 use super::Core;
 
@@ -33,6 +34,15 @@ pub(super) struct Starved {
 impl Starved {
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// As of a list.
+    pub(super) fn is_stretched(&self) -> bool {
+        self.queue.is_stretched()
+    }
+
+    pub(super) fn give_back(&mut self) {
+        self.queue.give_back();
     }
 }
 
@@ -97,5 +107,23 @@ impl Core {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::handles::Occupant;
+
+    #[test]
+    fn very_many_that_have_waited_leave_nothing() {
+        let mut starved = Starved::default();
+        let key = ClientKey { id: ClientId(0), occupant: Occupant(0) };
+        starved.queue.extend((0..10_000).map(|us| (key, us)));
+        assert!(!starved.is_stretched());
+        starved.queue.clear();
+        assert!(starved.is_stretched());
+        starved.give_back();
+        assert!(!starved.is_stretched());
     }
 }

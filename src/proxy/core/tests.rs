@@ -27,10 +27,12 @@
 //! | what a client was told to be gone stays gone under the next leader | `begin`: `looks_first`; `proved`, `leader_answered`: `tell_gone`; `looked`: `forget` |
 //! | … and nothing that was written since is hidden by that | `note_brief_write`, `may_outlast` |
 //! | a proved write is told of behind its own mark, or of none | `finish_behind_mark`; `mark_answered` |
+//! | a connection that is refused is no loss while another stands, and nothing overtakes by that | `doubt_for`: `stand_in_for`; `end_stand_ins`: `owes_nothing` |
 //! | nobody waits for ever | `ask_markers_again`, `ask_marks_again`, `retry_parked`, `expire_parked` |
 
 mod beliefs;
 mod binary;
+mod bursts;
 mod control;
 mod copier;
 mod explore;
@@ -48,6 +50,7 @@ mod repair;
 mod shell;
 mod silent;
 mod spoken;
+mod stand_ins;
 mod starved;
 mod stories;
 mod strangers;

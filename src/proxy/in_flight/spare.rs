@@ -23,6 +23,9 @@ const SPARE_PARTS: usize = 64;
 /// Clients' room that is kept: some 150 KiB each at most, 1 KiB by the rule.
 const SPARE_IN_FLIGHT: usize = 256;
 
+/// Of each of these, as many are kept also where nobody needs them.
+const SPARE_KEPT: usize = 8;
+
 /// What a longer pipeline, or a get of more keys, has taken is not kept: one line of 1 MiB may name
 /// 500,000.
 const SPARE_LEN: usize = 2 * MAX_READS as usize;
@@ -47,10 +50,23 @@ impl Spare {
         }
     }
 
-    /// What is kept: of clients, and of gets.
+    /// Whether there is more than others need, for [`Spare::give_back`].
+    pub(in crate::proxy) fn is_much(&self) -> bool {
+        self.in_flight.len().max(self.parts.len()).max(self.tables.len()) > SPARE_KEPT
+    }
+
+    /// What nobody uses now goes back, up to a few. Whoever needs it soon makes it anew: where this
+    /// is done once a second, that is nothing to what is asked meanwhile.
+    pub(in crate::proxy) fn give_back(&mut self) {
+        self.in_flight.truncate(SPARE_KEPT);
+        self.parts.truncate(SPARE_KEPT);
+        self.tables.truncate(SPARE_KEPT);
+    }
+
+    /// What is kept: of clients, of gets, and of tables.
     #[cfg(test)]
-    pub(in crate::proxy) fn kept(&self) -> (usize, usize) {
-        (self.in_flight.len(), self.parts.len())
+    pub(in crate::proxy) fn kept(&self) -> (usize, usize, usize) {
+        (self.in_flight.len(), self.parts.len(), self.tables.len())
     }
 
     pub(super) fn give_parts(&mut self, parts: Parts) {

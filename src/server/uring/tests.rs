@@ -601,6 +601,26 @@ fn a_connection_that_our_own_kernel_gave_up_was_not_ended_by_the_node() {
 }
 
 #[test]
+fn what_a_burst_has_needed_is_given_back() {
+    const MANY: usize = 20_000;
+    let Some(mut uring) = Uring::for_test() else { return };
+    for list in 0..4 {
+        match list {
+            0 => uring.spare_queues.extend((0..SPARE).map(|_| OutQueue::default())),
+            1 => uring.spare_messages.extend((0..SPARE).map(|_| Message::new())),
+            2 => uring.unbuffered.extend((0..MANY).map(SocketId)),
+            _ => uring.waiting.extend((0..MANY).map(|_| opcode::Nop::new().build())),
+        }
+        uring.unbuffered.clear();
+        uring.waiting.clear();
+        assert!(uring.is_stretched(), "list {list}");
+        uring.give_back();
+        assert!(!uring.is_stretched(), "list {list}");
+    }
+    assert_eq!((uring.spare_queues.len(), uring.spare_messages.len()), (SPARE_KEPT, SPARE_KEPT));
+}
+
+#[test]
 fn an_end_is_the_nodes_only_if_its_kernel_has_told_it() {
     for (errno, expected) in [(0, true), (libc::ECONNRESET, true), (libc::EPIPE, true)] {
         assert_eq!(is_end_by_node(-errno), expected, "{errno}");

@@ -246,7 +246,7 @@ impl Worker {
         let id = key.id;
         let why = shell.core.handle_gone(id);
         stir_heap();
-        let gone = shell.clients[id.index()].take();
+        let gone = shell.take_client_io(id);
         if let Some(why) = why {
             shell.count_ended(why, gone.as_ref());
         }

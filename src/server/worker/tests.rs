@@ -440,3 +440,29 @@ async fn who_only_asks_leaves_nothing_unfinished() {
         assert_eq!(LocalSet::new().run_until(ended).await, unfinished, "{said}");
     }
 }
+
+/// Of very many clients that have left nothing stays behind the last one that is there.
+#[tokio::test(start_paused = true)]
+async fn places_of_clients_that_have_left_go_back() {
+    LocalSet::new()
+        .run_until(async {
+            let (dial, _dialled) = unbounded_channel();
+            let (core, setup, _command, _events) = parts(Arc::new(Dialer(dial)));
+            let (worker, _beginning) = Worker::new(core, setup, None, (1, 1));
+            spawn_local(worker.clone().flush_forever());
+            let mut clients: Vec<DuplexStream> = Vec::new();
+            for _ in 0..5 {
+                let (client, near) = duplex(1 << 16);
+                worker.admit(Stream::Memory(crate::server::stream::InMemory::new(near)));
+                clients.push(client);
+            }
+            let places = || worker.shell.borrow().clients.len();
+            assert_eq!(places(), 5);
+            for (at, left) in [(1, 5), (3, 4), (2, 3), (1, 1), (0, 0)] {
+                drop(clients.remove(at));
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                assert_eq!(places(), left);
+            }
+        })
+        .await;
+}
