@@ -1,5 +1,7 @@
 //! One client connection as the data plane sees it: requests in order, answers in the same order.
 
+mod trust;
+
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -13,9 +15,9 @@ use crate::protocol::request::{Close, Style};
 
 use super::handles::{Occupant, SlotNumber};
 use super::in_flight::{Begun, Held, Hold, InFlight, Meter, Rest, Spare};
-use super::link::LARGE;
 use super::memory::{FREE, Memory, Share};
 use super::room;
+use trust::FIRST_READS;
 
 /// Bytes of answers that may wait for a client to read them; past it no request of the client is
 /// begun.
@@ -34,18 +36,6 @@ pub(super) const TURN: u32 = 512;
 /// one's server keeps it waiting others may answer all the rest of a line that names 500,000: 24 MB
 /// for each such client.
 const WINDOW: usize = 4096;
-
-/// Values up to this size never take more than the `FREE` bytes that a client has beside the
-/// account, so their sizes are not tracked.
-const TINY: u32 = FREE as u32 / MAX_READS;
-
-/// Keys that a client may have read at once before its first answer: until then the size of its
-/// values is not known. Each answer makes it one more.
-const FIRST_READS: u32 = 16;
-
-/// So many more it may have read for each answer that was what it was believed to be, where others
-/// have met large values.
-const PROVED_BY_ONE: u32 = 3;
 
 /// What a client may ask for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,6 +136,8 @@ pub struct Client {
     reads_max: u32,
     /// What answers have proved since it began to read, see [`super::sizes`].
     proved: u32,
+    /// Of the keys that are read, those beyond what it is trusted with.
+    doubted: u32,
     /// Number of the first slot.
     first: SlotNumber,
     in_flight: Option<Box<InFlight>>,
@@ -177,6 +169,7 @@ impl Client {
             largest: 0,
             reads_max: FIRST_READS,
             proved: 0,
+            doubted: 0,
             first: SlotNumber(0),
             in_flight: None,
         }
@@ -239,75 +232,10 @@ impl Client {
         !self.exclusive && f.has_room(memory) && self.read_room(memory) > 0
     }
 
-    /// How many more keys may be read now: so many that what is expected of them, and what waits to
-    /// be sent, is within bounds.
-    #[inline(always)]
-    pub(super) fn read_room(&self, memory: &Memory) -> u32 {
-        let (reads, unsent) = self.in_flight.as_ref().map_or((0, 0), |f| (f.reads(), f.unsent()));
-        let unsent = unsent + self.handed as usize;
-        if unsent < FREE && (self.largest <= TINY || self.largest < LARGE && !memory.is_short()) {
-            return self.trusted(memory).saturating_sub(reads);
-        }
-        self.read_room_of_large(reads, unsent, memory)
-    }
-
-    /// Keys that it may have read at once, as small as they are believed to be.
-    #[inline(always)]
-    fn trusted(&self, memory: &Memory) -> u32 {
-        self.reads_max.min(memory.sizes.first_reads() + self.proved)
-    }
-
-    fn read_room_of_large(&self, reads: u32, unsent: usize, memory: &Memory) -> u32 {
-        // This client has met values nearly as large as the largest known: its own estimate is
-        // cautious enough.
-        let as_large = self.largest >= memory.sizes.largest() / 4;
-        let keys = if as_large { self.reads_max } else { self.trusted(memory) }.saturating_sub(reads);
-        // A client with nothing pending may always read one, however large. A get that holds its
-        // values back until its last key is answered would otherwise never continue: neither an
-        // answer nor a free socket would wake it.
-        let first = u32::from(reads == 0 && (unsent == 0 || self.only_its_rest_goes_on()));
-        let most = match memory.is_short() {
-            true if self.largest >= LARGE => return first,
-            true => FREE,
-            false => MAX_UNSENT,
-        };
-        if unsent >= most {
-            return first;
-        }
-        let fit = (most - unsent) as u32 / self.largest.max(1);
-        keys.min(fit.saturating_sub(reads)).max(first)
-    }
-
-    /// Nothing is awaited for it, nor is there anything that it could take.
-    fn only_its_rest_goes_on(&self) -> bool {
-        self.handed == 0 && self.in_flight.as_ref().is_some_and(|f| f.has_nothing_to_take() && f.rest_is_next())
-    }
-
     /// How many more keys of its line may be begun.
     pub(super) fn rest_room(&self, memory: &Memory) -> u32 {
         let pending = self.in_flight.as_ref().map_or(0, |f| f.keys());
         self.read_room(memory).min(WINDOW.saturating_sub(pending) as u32)
-    }
-
-    /// A value of this many bytes was read for it, or a miss.
-    fn learn(&mut self, bytes: usize, memory: &Memory) {
-        memory.sizes.met(bytes);
-        if memory.sizes.are_mixed() {
-            self.prove(bytes);
-        }
-        self.largest = (self.largest - self.largest / 16).max(bytes as u32);
-        self.reads_max = (self.reads_max + 1).min(MAX_READS);
-    }
-
-    /// The answer may be what was believed. Once nothing is read nor waits to be, what comes next
-    /// is as unknown as ever.
-    #[cold]
-    #[inline(never)]
-    fn prove(&mut self, bytes: usize) {
-        let surprises = bytes >= LARGE as usize && bytes / 2 > self.largest as usize;
-        let goes_on = self.stalled || self.in_flight.as_ref().is_some_and(|f| f.reads() > 1);
-        let proved = (self.proved + PROVED_BY_ONE).min(MAX_READS);
-        self.proved = if goes_on && !surprises { proved } else { 0 };
     }
 
     /// Whether it was hardly answered anything yet.
@@ -509,10 +437,13 @@ impl Client {
 
     /// A key of a get is begun.
     #[inline(always)]
-    pub(super) fn begin_read(&mut self, slot: SlotNumber) {
+    pub(super) fn begin_read(&mut self, slot: SlotNumber, memory: &Memory) {
         self.begun += 1;
         let (Some(f), Some(place)) = (&mut self.in_flight, slot.place_from(self.first)) else { return };
         f.begin_read(place);
+        if memory.sizes.are_mixed() {
+            self.doubt_more(memory);
+        }
     }
 
     /// Notes that the slot's request is about a key. Of a get's keys each is noted, in order.
@@ -566,8 +497,11 @@ impl Client {
         }
         let now_us = meter.now_us;
         let Some(f) = &mut self.in_flight else { return false };
-        let moved =
-            f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, self.handed as usize), meter);
+        let handed = self.handed as usize;
+        let moved = f.answer(&mut self.first, (slot, part, read, len), answer, spare, (memory, handed), meter);
+        if self.doubted > 0 {
+            self.doubt_less(memory);
+        }
         if moved {
             self.waits_until(now_us);
         }

@@ -2,13 +2,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use super::sizes::Sizes;
 
 /// What each client may have beside the account. What is less is not worth a look at what all
 /// threads share.
 pub(super) const FREE: usize = 64 << 10;
+
+/// What clients together may have read at once beyond what each is trusted with, in bytes, should
+/// the values be as large as the largest of late: enough for a few gets of some ten keys to take
+/// one round each, and little enough for others not to wait long behind it, if it was wrong. At
+/// most a quarter of all.
+const DOUBTED_BYTES: usize = 64 << 20;
 
 /// How much clients' requests and answers may take.
 #[derive(Debug)]
@@ -18,6 +24,8 @@ pub struct Memory {
     receiving: AtomicUsize,
     /// Beside that: what came from clients that are not read from (`Backlog`).
     held_back: AtomicUsize,
+    /// Keys that clients have read at once beyond what each is trusted with, see [`Sizes`].
+    doubted: AtomicU32,
     limit: usize,
     /// What their values are like.
     pub(super) sizes: Sizes,
@@ -27,7 +35,8 @@ impl Memory {
     /// For this many bytes.
     pub fn new(limit: usize) -> Memory {
         let none = || AtomicUsize::new(0);
-        Memory { used: none(), receiving: none(), held_back: none(), limit, sizes: Sizes::default() }
+        let sizes = Sizes::default();
+        Memory { used: none(), receiving: none(), held_back: none(), doubted: AtomicU32::new(0), limit, sizes }
     }
 
     /// Bytes in use, and how many there are.
@@ -65,6 +74,18 @@ impl Memory {
 
     pub(super) fn pass_on(&self, bytes: usize) {
         self.held_back.fetch_sub(bytes, Relaxed);
+    }
+
+    /// How many more keys clients may have read at once beyond what each is trusted with.
+    pub(super) fn doubt_room(&self) -> u32 {
+        let keys = DOUBTED_BYTES.min(self.limit / 4) as u32 / self.sizes.largest().max(1);
+        keys.saturating_sub(self.doubted.load(Relaxed))
+    }
+
+    /// So many of a client were taken from that room, and are now.
+    pub(super) fn doubt(&self, before: u32, now: u32) {
+        self.doubted.fetch_add(now, Relaxed);
+        self.doubted.fetch_sub(before, Relaxed);
     }
 
     /// Whether a client that is about to be stopped may bring all that its socket holds. (What

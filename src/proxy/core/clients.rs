@@ -95,6 +95,7 @@ impl Core {
     pub fn handle_gone(&mut self, id: ClientId) -> Option<Ended> {
         let mut client = self.clients.remove(id)?;
         client.settle(&mut self.spare);
+        client.doubt_nothing(&self.memory);
         Some(client.ended)
     }
 

@@ -381,7 +381,7 @@ impl Core {
         let kind = request.kind;
         let read = kind.reads();
         let bytes = if read {
-            client.begin_read(slot);
+            client.begin_read(slot, &self.memory);
             client.largest
         } else {
             let bytes = (request.data.end - request.data.start) as u32;

@@ -5,6 +5,11 @@ use super::large::Alone;
 use crate::proxy::client::MAX_READS;
 use crate::proxy::handles::ClientId;
 
+/// Keys that whoever begins to read is trusted with, where others have met values of 1 MB; and with
+/// those that all clients together may have read beyond that.
+const TRUSTED: usize = 4;
+const BEGINS: usize = TRUSTED + 67;
+
 /// The node answers all keys that it is asked for, with values of this many bytes. Returns how many
 /// those are.
 fn serve(world: &mut Alone, bytes: usize) -> usize {
@@ -72,13 +77,42 @@ fn who_has_read_small_values_is_asked_for_few_at_first_where_large_ones_are_know
             }
             world.told(other);
             let small = rounds(&mut world, client, line, 1);
-            assert!(small[0] == 4 && small.len() <= 5, "{small:?}: trusted with more by each answer");
+            assert!(small[0] == BEGINS && small.len() <= 3, "{small:?}: trusted with more by each answer");
             let small = rounds(&mut world, client, line, 1);
-            assert_eq!(small[0], 4, "it begins again");
+            assert_eq!(small[0], BEGINS, "it begins again");
             let large = rounds(&mut world, client, line, 1_000_000);
-            assert!(large.iter().all(|&asked| asked <= 4), "{large:?}");
+            assert!(large[0] == BEGINS && large[1..].iter().all(|&asked| asked <= TRUSTED), "{large:?}");
             assert_eq!(large.iter().sum::<usize>(), MAX_READS as usize);
         }
+    }
+}
+
+/// However many ask at once, what might be large is bounded for all of them together.
+#[test]
+fn what_many_are_asked_for_beyond_their_trust_is_bounded_and_theirs_again_when_it_is_answered() {
+    const CLIENTS: usize = 40;
+    let mut world = Alone::new();
+    let clients: Vec<ClientId> = (0..CLIENTS).map(|_| known_for_small_values(&mut world)).collect();
+    let other = world.client();
+    world.say(other, b"get large\r\n");
+    serve(&mut world, 1_000_000);
+    let line = format!("get{}\r\n", " k".repeat(50));
+    let room = |world: &Alone| world.core.memory.doubt_room() as usize;
+    assert_eq!(room(&world), BEGINS - TRUSTED);
+    for leaves in [false, true] {
+        clients.iter().for_each(|&client| world.say(client, line.as_bytes()));
+        assert_eq!(room(&world), 0);
+        let asked = serve(&mut world, 1);
+        assert_eq!(asked, CLIENTS * TRUSTED + BEGINS - TRUSTED);
+        if leaves {
+            for &client in &clients {
+                world.core.handle_gone(client);
+            }
+        } else {
+            while serve(&mut world, 1) > 0 {}
+            clients.iter().for_each(|&client| assert!(world.told(client).ends_with(b"END\r\n")));
+        }
+        assert_eq!(room(&world), BEGINS - TRUSTED);
     }
 }
 
@@ -90,7 +124,7 @@ fn a_large_value_that_was_long_ago_holds_nobody_up() {
     world.say(other, b"get large\r\n");
     serve(&mut world, 1_000_000);
     for minute in 1..=2 {
-        assert_eq!(rounds(&mut world, client, true, 1)[0], 4);
+        assert_eq!(rounds(&mut world, client, true, 1)[0], BEGINS);
         world.now.us = minute * 60_000_000;
         world.core.handle_tick(world.now);
     }
