@@ -536,3 +536,7 @@ impl Link {
         self.conns.iter().any(|c| c.voids > 0)
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

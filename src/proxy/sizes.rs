@@ -111,6 +111,9 @@ mod tests {
         sizes.met(1 << 20);
         sizes.met(LARGE as usize);
         assert_eq!((sizes.first_reads(), sizes.largest()), (4, 1 << 20));
+        let huge = Sizes::default();
+        huge.met(100 << 20);
+        assert_eq!(huge.first_reads(), FIRST_LEAST);
         sizes.age(LATELY_US - 1);
         sizes.age(LATELY_US);
         assert_eq!(sizes.largest(), 1 << 20, "it was in the minute before");

@@ -96,3 +96,32 @@ impl Waiting {
         self.queue.give_back();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_among_those_that_wait_until_its_last_operation_has_left() {
+        let mut waiting = Waiting::default();
+        (0..6).for_each(|i| waiting.push(OpId(i), i % 3, u64::from(i)));
+        waiting.pop();
+        assert_eq!((waiting.first(), waiting.since_us(), waiting.may_hold(0)), (Some(OpId(1)), Some(1), true));
+        assert_eq!(waiting.take_if(|id| id.0 == 3), [OpId(3)]);
+        assert!(!waiting.may_hold(0) && waiting.may_hold(1) && waiting.may_hold(2));
+        assert_eq!(waiting.take().collect::<Vec<_>>(), [1, 2, 4, 5].map(OpId));
+        assert!(waiting.is_empty() && !waiting.may_hold(1));
+    }
+
+    #[test]
+    fn of_more_than_can_be_counted_each_may_wait_until_all_have_left() {
+        let mut waiting = Waiting::default();
+        let many = u32::from(u16::MAX) + 10;
+        (0..many).for_each(|i| waiting.push(OpId(i), 7, 0));
+        (1..many).for_each(|_| waiting.pop());
+        assert!(waiting.may_hold(7), "the last one waits");
+        waiting.pop();
+        waiting.push(OpId(0), 8, 0);
+        assert!(waiting.may_hold(8) && !waiting.may_hold(7));
+    }
+}
