@@ -137,7 +137,7 @@ pub struct Client {
     /// What answers have proved since it began to read, see [`super::sizes`].
     proved: u32,
     /// Of the keys that are read, those beyond what it is trusted with.
-    doubted: u32,
+    doubted: u16,
     /// Number of the first slot.
     first: SlotNumber,
     in_flight: Option<Box<InFlight>>,

@@ -83,9 +83,9 @@ impl Memory {
     }
 
     /// So many of a client were taken from that room, and are now.
-    pub(super) fn doubt(&self, before: u32, now: u32) {
-        self.doubted.fetch_add(now, Relaxed);
-        self.doubted.fetch_sub(before, Relaxed);
+    pub(super) fn doubt(&self, before: u16, now: u16) {
+        self.doubted.fetch_add(now.into(), Relaxed);
+        self.doubted.fetch_sub(before.into(), Relaxed);
     }
 
     /// Whether a client that is about to be stopped may bring all that its socket holds. (What

@@ -41,7 +41,7 @@ impl Client {
     #[cold]
     #[inline(never)]
     fn trusted_beyond(&self, sure: u32, memory: &Memory) -> u32 {
-        self.reads_max.min(sure + self.doubted + memory.doubt_room())
+        self.reads_max.min(sure + u32::from(self.doubted) + memory.doubt_room())
     }
 
     /// This client has met values nearly as large as the largest known: its own estimate is cautious
@@ -50,11 +50,11 @@ impl Client {
         self.largest >= memory.sizes.largest() / 4
     }
 
-    /// Of the keys that are read, those beyond what it is trusted with.
-    fn beyond_trust(&self, memory: &Memory) -> u32 {
+    /// Of the keys that are read, those beyond what it is trusted with: [`MAX_READS`] at most.
+    fn beyond_trust(&self, memory: &Memory) -> u16 {
         let reads = self.in_flight.as_ref().map_or(0, |f| f.reads());
         let sure = memory.sizes.first_reads() + self.proved;
-        if self.knows_large(memory) { 0 } else { reads.saturating_sub(sure) }
+        if self.knows_large(memory) { 0 } else { reads.saturating_sub(sure) as u16 }
     }
 
     #[cold]
