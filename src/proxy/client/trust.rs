@@ -44,8 +44,8 @@ impl Client {
         self.reads_max.min(sure + u32::from(self.doubted) + memory.doubt_room())
     }
 
-    /// This client has met values nearly as large as the largest known: its own estimate is cautious
-    /// enough.
+    /// This client has met values nearly as large as the largest known: its own estimate is
+    /// cautious enough.
     fn knows_large(&self, memory: &Memory) -> bool {
         self.largest >= memory.sizes.largest() / 4
     }
