@@ -15,9 +15,14 @@ use std::time::Duration;
 
 /// An exptime over this, in seconds, is a date.
 pub const RELATIVE_MAX_SECS: i64 = 30 * 24 * 60 * 60;
+/// The last date that every memcached takes. Up to 1.6.38 the next one is long past, 1.6.45 refuses
+/// it.
+pub const DATE_MAX: i64 = i32::MAX as i64;
 /// What is to live this long or shorter, in seconds, is not rounded down to a date: of a lock of
 /// two seconds a half would be gone. Each node counts it from the second in which it stores it.
 pub const SHORT_SECS: i64 = 10;
+/// An exptime that has always passed.
+const PASSED: i64 = -1;
 /// A node that is asked this close to the end of one of the proxy's seconds tells what it shows at
 /// its end.
 const SHARP: Duration = Duration::from_millis(50);
@@ -39,8 +44,14 @@ impl Offset {
     }
 
     /// A proxy's date as the node's.
-    pub fn there(self, date: i64) -> i64 {
+    fn there(self, date: i64) -> i64 {
         date.saturating_add(self.secs)
+    }
+
+    /// What the node is told of a proxy's date.
+    pub fn exptime(self, date: i64, now: Duration) -> i64 {
+        let there = self.there(date);
+        if there > RELATIVE_MAX_SECS { there.min(DATE_MAX) } else { left(date, now) }
     }
 
     /// A node's date as the proxy's; never a later one. (By a measurement that is not sharp the
@@ -59,6 +70,14 @@ impl Offset {
             *self = newer;
         }
     }
+}
+
+/// Of a date that no node would take for one. (A node whose clock stands in January 1970 has dates
+/// to come that are as small.)
+#[cold]
+fn left(date: i64, now: Duration) -> i64 {
+    let left = date.saturating_sub(now.as_secs() as i64);
+    if left > 0 { left.min(RELATIVE_MAX_SECS) } else { PASSED }
 }
 
 /// The date at which an item expires for which a client asks `exptime` at `now`; `None` = each node
@@ -195,6 +214,28 @@ mod tests {
         assert_eq!(offset, sharp(5));
         offset.refine(sharp(8));
         assert_eq!(offset, sharp(8));
+    }
+
+    /// A date below 30 days would be taken for a time from now: what is over stays over, and a node
+    /// whose clock stands in January 1970 counts what is left.
+    #[test]
+    fn a_node_is_told_a_date_only_where_it_takes_it_for_one() {
+        let now = Duration::from_secs(1_000_000_000);
+        let offset = |secs| Offset { secs, sharp: true };
+        for (ahead, date, told) in [
+            (0, RELATIVE_MAX_SECS + 1, RELATIVE_MAX_SECS + 1),
+            (-1, RELATIVE_MAX_SECS + 1, -1),
+            (-1_000_000_000, 1_000_000_060, 60),
+            (-1_000_000_000, 1_000_000_000, -1),
+            (-1_000_000_000, 1_000_000_000 + RELATIVE_MAX_SECS, RELATIVE_MAX_SECS),
+            (-1_000_000_000, 1_000_000_001 + RELATIVE_MAX_SECS, RELATIVE_MAX_SECS + 1),
+            (0, DATE_MAX, DATE_MAX),
+            (1, DATE_MAX, DATE_MAX),
+            (-1, DATE_MAX, DATE_MAX - 1),
+            (0, i64::MAX, DATE_MAX),
+        ] {
+            assert_eq!(offset(ahead).exptime(date, now), told, "{date} on a node {ahead} s ahead");
+        }
     }
 
     #[test]

@@ -17,6 +17,10 @@ const TWO_NODES_SLACK_SECS: i64 = 2;
 /// seconds.
 pub const ONE_NODE_SLACK_SECS: i64 = 1;
 
+/// So long before the last date that memcached takes, two nodes' dates are taken for one: no two
+/// clocks should be further apart.
+const LAST_SECS: i64 = 24 * 60 * 60;
+
 /// An item as it was read.
 #[derive(Clone, Debug)]
 pub struct Item {
@@ -31,12 +35,17 @@ pub struct Item {
 impl Item {
     /// Whether two nodes hold the same thing, of which a client could not tell one from the other.
     pub fn equals(&self, other: &Item) -> bool {
-        self.equals_later(other, TWO_NODES_SLACK_SECS)
+        let ends_last = self.seen.ends_last() && other.seen.ends_last();
+        self.holds_as(other) && (ends_last || self.seen.agrees(&other.seen, TWO_NODES_SLACK_SECS))
     }
 
     /// The same for one node, asked again: whether the item is what it was.
     pub fn equals_later(&self, later: &Item, slack: i64) -> bool {
-        self.flags == later.flags && self.value == later.value && self.seen.agrees(&later.seen, slack)
+        self.holds_as(later) && self.seen.agrees(&later.seen, slack)
+    }
+
+    fn holds_as(&self, other: &Item) -> bool {
+        self.flags == other.flags && self.value == other.value
     }
 
     /// What is kept of it until its copy is verified: where there is a cas id, not the value.
@@ -82,6 +91,13 @@ impl Seen {
         passed >= least - back.min(1) - slack && passed <= most + slack
     }
 
+    /// Whether it expires when memcached can count no further: of two nodes whose clocks differ,
+    /// each does so by its own.
+    fn ends_last(&self) -> bool {
+        let date = (self.asked.as_secs() as i64).saturating_add(self.ttl);
+        self.ttl > 0 && date > expiry::DATE_MAX - LAST_SECS
+    }
+
     /// The date of expiry, by the proxy's clock, of an item of the node whose dates are so far
     /// ahead.
     fn date(&self, there: Option<Offset>) -> i64 {
@@ -100,7 +116,7 @@ impl Seen {
             return Some(0);
         }
         let Some(to) = to else { return Some(self.ttl.min(expiry::RELATIVE_MAX_SECS)) };
-        expiry::of_copy(self.date(from), now).map(|date| to.there(date))
+        expiry::of_copy(self.date(from), now).map(|date| to.exptime(date, now))
     }
 }
 
@@ -200,9 +216,22 @@ impl Answer {
         }
     }
 
+    /// To a store that had its key echoed. What the node does not take it refuses: its version may
+    /// know less than the other node's.
+    pub fn to_store(key: &[u8], frame: &Frame<'_>) -> Result<Answer, String> {
+        match frame.kind() {
+            ReplyKind::ClientError => Ok(Answer::new(Code::Refused)),
+            _ => Answer::to(key, frame),
+        }
+    }
+
     /// To a command that had not: the place in the stream tells whose it is.
     pub fn to_unechoed(frame: &Frame<'_>) -> Result<Answer, String> {
         Answer::parse(frame, b"").map(|(answer, _)| answer)
+    }
+
+    fn new(code: Code) -> Answer {
+        Answer { code, flags: 0, ttl: -1, cas: 0, binary: false, stale: false, won: false, invalid: false }
     }
 
     fn parse<'a>(frame: &Frame<'a>, key: &[u8]) -> Result<(Answer, Option<&'a [u8]>), String> {
@@ -210,8 +239,7 @@ impl Answer {
         let Some(code) = Code::of(frame.kind()) else {
             return Err(format!("unexpected answer {:?}", String::from_utf8_lossy(line)));
         };
-        let mut answer =
-            Answer { code, flags: 0, ttl: -1, cas: 0, binary: false, stale: false, won: false, invalid: false };
+        let mut answer = Answer::new(code);
         if code == Code::Refused {
             return Ok((answer, None));
         }
@@ -358,6 +386,30 @@ mod tests {
             assert_eq!(offsets.to_target(&seen(ttl, None), NOW), None);
         }
         assert_eq!(offsets.to_target(&seen(20, None), after(21)), None);
+    }
+
+    /// The last date that memcached takes: one beyond it would be long past on the other node. Such
+    /// copies are equal, however far apart the two nodes' clocks are.
+    #[test]
+    fn a_copy_of_what_ends_last_is_no_later_than_memcached_can_be_told() {
+        let second = NOW.as_secs() as i64;
+        let of = |ahead: i64| Offset::seen(second + ahead, NOW - Duration::from_millis(10));
+        let item = |date: i64, shown: i64| {
+            let seen = Seen { ttl: date - shown, asked: NOW, answered: NOW, shown: Some(shown) };
+            Some(Item { value: Bytes::new(), flags: 0, cas: 1, seen, binary: false })
+        };
+        for ahead in [1, 5, 3600] {
+            let offsets = Offsets { source: of(0), target: of(ahead) };
+            let original = item(expiry::DATE_MAX, second);
+            let told = offsets.to_target(&original.as_ref().unwrap().seen, NOW);
+            assert_eq!(told, Some(expiry::DATE_MAX));
+            let copy = item(expiry::DATE_MAX, second + ahead);
+            assert!(are_equal(&original, &copy) && are_equal(&copy, &original));
+            assert_eq!(offsets.to_source(&copy.unwrap().seen, NOW), Some(expiry::DATE_MAX - ahead));
+            let earlier = item(expiry::DATE_MAX - 10_000_000, second);
+            assert!(!are_equal(&original, &earlier) && !are_equal(&earlier, &original));
+            assert!(!are_equal(&original, &item(second - 1, second)));
+        }
     }
 
     /// Where nobody has measured the other node's dates it counts by itself.

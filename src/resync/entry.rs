@@ -4,7 +4,7 @@
 //! ```text
 //!  Read ──item──▶ Add ──stored──▶ Verify ──same──▶ copied
 //!   │              │ │               └──changed──▶ Undo ──▶ Read again
-//!   │              │ └─SERVER_ERROR──▶ VerifyRefused ──changed──▶ Read again
+//!   │              │ └─an error──────▶ VerifyRefused ──changed──▶ Read again
 //!   │              │                        └──same──▶ TargetLook
 //!   │              └──NOT_STORED──▶ TargetLook ──nothing there──▶ Read again
 //!   └──gone, expired, stale──▶ TargetLook ──nothing there──▶ skipped
@@ -355,7 +355,10 @@ impl Entry {
 
     /// Takes the answer to the command.
     pub(super) fn answer(&mut self, frame: &Frame<'_>, asked: Asked) -> Result<(), Trouble> {
-        let answer = Answer::to(&self.key, frame)?;
+        let answer = match self.stage {
+            Stage::Add(_) => Answer::to_store(&self.key, frame)?,
+            _ => Answer::to(&self.key, frame)?,
+        };
         self.undated = answer.ttl > 0 && answer.code == Code::Value && !asked.timed && self.is_to_be_dated();
         if self.undated && !is_stale(&answer) {
             return Ok(());

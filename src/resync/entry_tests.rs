@@ -19,7 +19,8 @@ async fn play_by(mut entry: Entry, dialogue: &[(Side, &str, &str)]) -> End {
     // of a second, whenever the test runs.)
     let date = ambient::date(Instant::now());
     let sharp = Duration::new(date.as_secs(), 999_999_999);
-    let offsets = Offsets { source: Offset::seen(date.as_secs() as i64, sharp), target: Offset::seen(0, sharp) };
+    let offsets =
+        Offsets { source: Offset::seen(date.as_secs() as i64, sharp), target: Offset::seen(10_000_000, sharp) };
     let (near, mut far) = duplex(4096);
     let mut pipe = Pipe::over(NodeId(0), NodeStream::from(near));
     for &(side, command, answer) in dialogue {
@@ -51,7 +52,7 @@ async fn a_binary_key_is_copied_with_flags_and_ttl() {
         true,
         &[
             (Source, "mg YSBi b k v f t c\r\n", "VA 1 kYSBi b f7 t100 c9\r\nx\r\n"),
-            (Target, "ms YSBi 1 b ME k c T100 F7\r\nx\r\n", "HD kYSBi b c1\r\n"),
+            (Target, "ms YSBi 1 b ME k c T10000100 F7\r\nx\r\n", "HD kYSBi b c1\r\n"),
             (Source, "mg YSBi b k t c\r\n", "HD kYSBi b t99 c9\r\n"),
         ],
     );
@@ -99,11 +100,11 @@ async fn a_touch_is_noticed_and_the_copy_made_again() {
         false,
         &[
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c4\r\nx\r\n"),
-            (Target, "ms k 1 ME k c T50 F0\r\nx\r\n", "HD kk c8\r\n"),
+            (Target, "ms k 1 ME k c T10000050 F0\r\nx\r\n", "HD kk c8\r\n"),
             (Source, "mg k k t c\r\n", "HD kk t70 c4\r\n"),
             (Target, "md k k C8\r\n", "HD kk\r\n"),
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c4\r\nx\r\n"),
-            (Target, "ms k 1 ME k c T70 F0\r\nx\r\n", "NS kk c0\r\n"),
+            (Target, "ms k 1 ME k c T10000070 F0\r\nx\r\n", "NS kk c0\r\n"),
             (Target, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c9\r\nx\r\n"),
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t70 c4\r\nx\r\n"),
         ],
@@ -113,17 +114,16 @@ async fn a_touch_is_noticed_and_the_copy_made_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_item_leaves_nothing_and_ends() {
-    let end = play(
-        b"k",
-        false,
-        &[
+    for refusal in ["SERVER_ERROR out of memory storing object\r\n", "CLIENT_ERROR bad command line format\r\n"] {
+        let course = [
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t-1 c4\r\nx\r\n"),
-            (Target, "ms k 1 ME k c T0 F0\r\nx\r\n", "SERVER_ERROR out of memory storing object\r\n"),
+            (Target, "ms k 1 ME k c T0 F0\r\nx\r\n", refusal),
             (Source, "mg k k t c\r\n", "HD kk t-1 c4\r\n"),
             (Target, "mg k k v f t c\r\n", "EN\r\n"),
-        ],
-    );
-    assert_eq!(end.await, End::Refused);
+        ];
+        let end = play(b"k", false, &course);
+        assert_eq!(end.await, End::Refused);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,11 +133,11 @@ async fn without_cas_ids_the_content_is_verified() {
         entry,
         &[
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\nx\r\n"),
-            (Target, "ms k 1 ME k c T50 F0\r\nx\r\n", "HD kk c8\r\n"),
+            (Target, "ms k 1 ME k c T10000050 F0\r\nx\r\n", "HD kk c8\r\n"),
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
             (Target, "md k k C8\r\n", "HD kk\r\n"),
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
-            (Target, "ms k 1 ME k c T50 F0\r\ny\r\n", "HD kk c9\r\n"),
+            (Target, "ms k 1 ME k c T10000050 F0\r\ny\r\n", "HD kk c9\r\n"),
             (Source, "mg k k v f t c\r\n", "VA 1 kk f0 t50 c0\r\ny\r\n"),
         ],
     );

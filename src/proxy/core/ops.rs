@@ -130,12 +130,12 @@ impl Core {
     fn exptime_dated(&self, op: &Op, node: NodeId) -> i64 {
         let Some(there) = self.links[node].offset else { return op.exptime };
         match (op.date, op.stage) {
-            (Some(date), _) => there.there(date),
+            (Some(date), _) => there.exptime(date, self.date()),
             // A client's own date is one of the leader's clock: the follower's item ends in the
             // same second.
             (None, Stage::Follower(_)) if op.exptime > expiry::RELATIVE_MAX_SECS => {
                 let leader = self.pairs.leader_of(op.pair).and_then(|leader| self.links[leader].offset);
-                leader.map_or(op.exptime, |leader| there.there(leader.here(op.exptime)))
+                leader.map_or(op.exptime, |leader| there.exptime(leader.here(op.exptime), self.date()))
             }
             (None, _) => op.exptime,
         }

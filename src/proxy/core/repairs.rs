@@ -207,9 +207,9 @@ impl Core {
             (RepairStep::GiveBack, ReplyKind::MetaHd | ReplyKind::MetaNf | ReplyKind::MetaEx) => {}
             (RepairStep::Drop, ReplyKind::MetaHd | ReplyKind::MetaNf) => {}
             (RepairStep::Add, ReplyKind::MetaHd) => {}
-            (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError) => {
-                // Refused for its size or for want of memory: the follower holds nothing of the key
-                // rather than something old.
+            (RepairStep::Add, ReplyKind::MetaNs | ReplyKind::ServerError | ReplyKind::ClientError) => {
+                // Refused for its size, for want of memory or for what it is: the follower holds
+                // nothing of the key rather than something old.
                 self.stats.repair_failed();
                 (fence.failed, fence.copied) = (true, false);
             }

@@ -140,17 +140,19 @@ fn nonsense_in_answer_to_a_repair_ends_it() {
 /// key.
 #[test]
 fn a_repair_that_the_follower_refuses_is_not_forgotten() {
-    let mut world = diverged(&[&[Incr]], None, None);
-    until(&mut world, "md k", 1);
-    world.wires[0][1].to.pop_back();
-    world.step(&Choice::Execute { worker: 0, node: 1 });
-    world.wires[0][1].back.push_back(b"SERVER_ERROR out of memory storing object\r\n".to_vec());
-    world.run();
-    assert_eq!(world.pair.state(), State::Mirrored);
-    assert!(!world.history.unanswered() && !world.nodes[1].items.contains_key(KEY.as_bytes()));
-    assert!(world.missed.contains(KEY.as_bytes()));
-    assert_eq!(world.lone.after(None, 9), [KEY], "it is known to have one copy");
-    assert_eq!(world.cores[0].stats.repaired.load(Relaxed), 0);
+    for refusal in ["SERVER_ERROR out of memory storing object\r\n", "CLIENT_ERROR bad command line format\r\n"] {
+        let mut world = diverged(&[&[Incr]], None, None);
+        until(&mut world, "md k", 1);
+        world.wires[0][1].to.pop_back();
+        world.step(&Choice::Execute { worker: 0, node: 1 });
+        world.wires[0][1].back.push_back(refusal.as_bytes().to_vec());
+        world.run();
+        assert_eq!(world.pair.state(), State::Mirrored, "{refusal}");
+        assert!(!world.history.unanswered() && !world.nodes[1].items.contains_key(KEY.as_bytes()));
+        assert!(world.missed.contains(KEY.as_bytes()));
+        assert_eq!(world.lone.after(None, 9), [KEY], "it is known to have one copy");
+        assert_eq!(world.cores[0].stats.repaired.load(Relaxed), 0);
+    }
 }
 
 /// The follower has dropped its copy and refuses the leader's, whose connection has just ended:

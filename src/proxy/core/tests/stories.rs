@@ -4,7 +4,7 @@
 use crate::ids::NodeId;
 use crate::ids::Place;
 use crate::pair::{Gate, Loss, State};
-use crate::protocol::expiry::Offset;
+use crate::protocol::expiry::{self, Offset};
 use crate::proxy::handles::ClientId;
 use crate::proxy::handles::ConnId;
 use crate::proxy::route::Flow;
@@ -614,6 +614,25 @@ fn what_expires_is_told_to_both_nodes_as_one_date() {
             assert_eq!(told(&story), [leader, follower], "{command}");
         }
     }
+    // The ends of what memcached takes as a date: beyond the last it would be one long past, below
+    // the first it would be a time that is counted from now.
+    let clock = |story: &mut Story, node, shown| {
+        let offset = Some(Offset::seen(shown, Duration::from_millis(5_009_990)));
+        story.world.cores[0].handle_command(story.world.now, Command::Clock { node: NodeId(node), offset });
+    };
+    for (shown, exptime, follower) in [
+        (5_009_990, i64::from(i32::MAX), i64::from(i32::MAX) - 17),
+        (5_010_024, i64::from(i32::MAX), i32::MAX.into()),
+        (5_010_024, i64::from(i32::MAX) - 16, i32::MAX.into()),
+        (5_009_990, expiry::RELATIVE_MAX_SECS + 1, -1),
+        (5_009_990, expiry::RELATIVE_MAX_SECS + 18, expiry::RELATIVE_MAX_SECS + 1),
+        (5_010_024, expiry::RELATIVE_MAX_SECS + 1, expiry::RELATIVE_MAX_SECS + 18),
+    ] {
+        clock(&mut story, 1, shown);
+        story.say(&format!("set k 0 {exptime} 1\r\nx\r\n"));
+        assert_eq!((story.hear().as_str(), told(&story)), ("STORED\r\n", vec![exptime, follower]));
+    }
+    clock(&mut story, 1, 5_009_990);
     // The leader's is not known to a second yet: the follower's copy is no later for it.
     let rough = Some(Offset::seen(5_010_006, Duration::from_millis(5_009_500)));
     story.world.cores[0].handle_command(story.world.now, Command::Clock { node: NodeId(0), offset: rough });
