@@ -83,11 +83,11 @@ counters! {
         closed_bad_header,
         /// Because this process ends.
         closed_shutdown,
-        /// Keys asked for by get, gets, gat, gats.
+        /// Keys asked for by get and gets.
         cmd_get,
         /// Storage commands.
         cmd_set,
-        /// touch, gat, gats.
+        /// touch, gat, gats, and what has given a new time by mg.
         cmd_touch,
         /// delete commands.
         cmd_delete,

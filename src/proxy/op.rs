@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::ids::{Incarnation, KeyId, NodeId, PairId, Term, WorkerId};
 use crate::protocol::key::wire_form;
-use crate::protocol::meta::{self, Flag, Meta};
+use crate::protocol::meta::{self, Flag, Meta, Verb};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::Outcome;
@@ -21,7 +21,7 @@ use crate::protocol::told::Told;
 use crate::rules::{Rule, holds};
 
 use super::handles::{ClientKey, ConnId, SlotNumber, Ticket};
-pub(super) use counted::{count, count_end};
+pub(super) use counted::{count, count_end, count_read};
 pub use tables::Mirror;
 pub(super) use tables::{Agreement, Effect, agreement, effect, meta_agreement, mirror, mirror_filling, shows_absence};
 
@@ -273,6 +273,19 @@ impl Op {
         match self.tells_cas {
             true => Outcome::MissOf(self.raw.slice(self.key.0 as usize..self.key.1 as usize)),
             false => Outcome::Miss,
+        }
+    }
+
+    /// Whether what the leader counted is what a counter begins with: it was stored now, or
+    /// counting has come to the same number.
+    #[inline]
+    pub(super) fn shows_first_number(&self) -> bool {
+        match self.kind {
+            _ if !self.creates() => false,
+            Kind::Meta(meta @ Meta { verb: Verb::Arithmetic, .. }) => {
+                meta::line::initial(self.words(meta)) == self.number
+            }
+            _ => self.initial == Some(self.number),
         }
     }
 

@@ -295,7 +295,7 @@ impl Core {
         let op = &self.ops[id];
         let (creates, hash, origin) = (op.creates(), op.hash, op.origin);
         if let Origin::Client(Asker { read: false, .. }) = origin {
-            op::count_end(op.kind, &answer, &self.stats);
+            op::count_end(op, &answer, &self.stats);
         }
         self.ops.remove(id);
         if creates {

@@ -14,7 +14,6 @@ use crate::proxy::op::{self, Agreement, Decisive, Effect, Kind, Mirror, Op, Stag
 use crate::proxy::route::{Flow, Follower};
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
-use crate::stats::add;
 
 use super::proofs::has_ended;
 use super::{Core, Now, OUTCOME_UNKNOWN};
@@ -359,13 +358,7 @@ impl Core {
 
     fn read_answered(&mut self, id: OpId, effect: Effect, hit: bool) {
         let op = &self.ops[id];
-        match op.kind {
-            // Counted with the answer.
-            Kind::Get | Kind::Gets => {}
-            // As memcached counts them.
-            Kind::Gat | Kind::Gats => add(if hit { &self.stats.touch_hits } else { &self.stats.touch_misses }, 1),
-            _ => self.stats.read(hit),
-        }
+        op::count_read(op.kind, hit, &self.stats);
         if hit
             && effect == Effect::Nothing
             && let Some(Flow { follower: Follower::Filling(_, recopy), .. }) = &self.pairs[op.pair].flow
@@ -419,11 +412,9 @@ impl Core {
     #[cold]
     #[inline(never)]
     fn was_gone(&self, op: &Op) -> bool {
-        let begun = match op.kind {
-            Kind::Meta(meta @ Meta { verb: Verb::Arithmetic, .. }) => meta::line::initial(op.words(meta)) == op.number,
-            _ => op.initial == Some(op.number),
-        };
-        begun && holds(Rule::SeenGoneStaysGone) && self.gone.was_told(Topology::key_id(op.key()), self.date())
+        op.shows_first_number()
+            && holds(Rule::SeenGoneStaysGone)
+            && self.gone.was_told(Topology::key_id(op.key()), self.date())
     }
 
     pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply, unit: &[u8]) -> bool {
