@@ -17,6 +17,7 @@ use crate::config::PoolName;
 use crate::daemon::{cannot_accept, span_of};
 use crate::lease;
 use crate::protocol::answer::{client_error, server_error};
+use crate::protocol::spelled;
 use crate::proxy::Question;
 use crate::reload::Reload;
 use crate::stats::closings::Closing;
@@ -174,7 +175,7 @@ impl Operators {
     }
 
     async fn obey(&mut self, line: &[u8]) -> Said {
-        let line = String::from_utf8_lossy(line);
+        let line = spelled::text(line);
         let mut words = line.split_ascii_whitespace();
         let command = words.next().unwrap_or_default();
         let rest = words.collect::<Vec<_>>().join(" ");

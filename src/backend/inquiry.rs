@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::ids::NodeId;
+use crate::protocol::spelled;
 use crate::protocol::whole::Whole;
 
 use super::allowance::Allowance;
@@ -102,7 +103,7 @@ impl Inquirer {
         bytes_max: usize,
         deadline: Instant,
     ) -> Result<(Bytes, Option<Pipe>), InquiryError> {
-        pipe.send(format!("{command}\r\n").as_bytes())?;
+        pipe.send(&spelled::bytes(&format!("{command}\r\n")))?;
         let mut whole = Whole::answer_to(command);
         let mut answer = BytesMut::new();
         loop {

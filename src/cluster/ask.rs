@@ -9,6 +9,7 @@ use crate::pair::{self, State};
 use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
+use crate::protocol::spelled;
 use crate::proxy::{ClientId, ClientKey, Command, Occupant, Question, SlotNumber};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
@@ -117,10 +118,12 @@ impl Cluster {
     /// `stats key KEY`: where it belongs.
     fn key_asked(&self, args: &str) -> Bytes {
         match args.split_ascii_whitespace().collect::<Vec<_>>().as_slice() {
-            [_, key] if key.len() <= KEY_LEN_MAX => {
-                self.report().stats_key(key, self.topology.pair_of(key.as_bytes()).index()).end()
-            }
-            [_, _] => client_error(format_args!("stats key: a key has at most {KEY_LEN_MAX} bytes")),
+            [_, name] => match spelled::bytes(name) {
+                key if key.len() <= KEY_LEN_MAX => {
+                    self.report().stats_key(name, self.topology.pair_of(&key).index()).end()
+                }
+                _ => client_error(format_args!("stats key: a key has at most {KEY_LEN_MAX} bytes")),
+            },
             _ => client_error("stats key: which key? stats key <key>"),
         }
     }

@@ -18,6 +18,7 @@ use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::answer::{self, server_error};
 use crate::protocol::number::client_u32;
 use crate::protocol::outcome::Outcome;
+use crate::protocol::spelled;
 use crate::report::figures::counted;
 use crate::report::gathered::{Form, Gathered};
 use crate::report::items::Items;
@@ -208,7 +209,7 @@ impl Answers {
         let before = self.before.get_mut(node.index()).and_then(Option::as_mut);
         match &mut self.found {
             Found::List(gathered) => {
-                let answer = String::from_utf8_lossy(&answer);
+                let answer = spelled::text(&answer);
                 let before = match before {
                     Some(before) => {
                         before.take_late(part, &answer)?;
@@ -228,7 +229,7 @@ impl Answers {
             },
             Found::Counted(counted) => {
                 let Ok(all) = counted else { return Ok(()) };
-                let taken = all[node.index()].take(part, &String::from_utf8_lossy(&answer));
+                let taken = all[node.index()].take(part, &spelled::text(&answer));
                 if let Err(why) = &taken {
                     *counted = Err(why.clone());
                 }
@@ -363,7 +364,7 @@ impl Cluster {
                     _ if form == Form::Prefixes => {
                         let lines: String =
                             stats.iter().map(|(name, counts)| format!("PREFIX {name} {counts}\r\n")).collect();
-                        ended(lines.into_bytes(), asked, &silent)
+                        ended(spelled::bytes(&lines), asked, &silent)
                     }
                     _ => {
                         let mut out = Lines::default();

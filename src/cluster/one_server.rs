@@ -13,6 +13,7 @@ use crate::protocol::item::Answer;
 use crate::protocol::key::from_base64;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::reply::{Frame, parse_reply};
+use crate::protocol::spelled;
 
 use super::Cluster;
 use super::ask::Asker;
@@ -163,7 +164,7 @@ fn won(command: &str, answer: &Bytes) -> Option<(Bytes, bool, Option<u64>)> {
     let binary = flags.contains(&"b");
     let reply = parse_reply(answer).ok()??;
     let answer = Answer::to_unechoed(&Frame::first(answer, &reply, Duration::ZERO)).ok()?;
-    let key = if binary { from_base64(key.as_bytes())? } else { Bytes::copy_from_slice(key.as_bytes()) };
+    let key = if binary { from_base64(key.as_bytes())? } else { Bytes::from(spelled::bytes(key)) };
     answer.won.then(|| (key, binary, flags.contains(&"c").then_some(answer.cas)))
 }
 

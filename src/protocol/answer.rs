@@ -4,9 +4,11 @@ use std::fmt::Display;
 
 use bytes::Bytes;
 
+use super::spelled;
+
 /// To a request that is at fault.
 pub fn client_error(what: impl Display) -> Bytes {
-    Bytes::from(format!("CLIENT_ERROR {what}\r\n"))
+    Bytes::from(spelled::bytes(&format!("CLIENT_ERROR {what}\r\n")))
 }
 
 /// To a request that the proxy or its servers cannot do.

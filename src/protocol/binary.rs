@@ -17,7 +17,7 @@ mod parse;
 mod write;
 
 pub use header::{HEADER_LEN, MAGIC_REQUEST, Opcode};
-pub use parse::parse;
+pub use parse::{TOO_MANY, parse, style};
 pub(super) use write::write;
 
 #[cfg(test)]

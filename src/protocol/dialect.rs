@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::answer;
 use super::binary::{self, Opcode};
 use super::classic::{self, SAID};
 use super::foreign::Foreign;
@@ -28,9 +29,10 @@ impl Dialect {
     /// By what a connection begins with, as memcached decides: for good.
     pub fn of(first: &[u8]) -> Dialect {
         match first.first() {
-            None => Dialect::Unknown,
+            // A star alone may be anybody's: what comes next decides.
+            None | Some(b'*') if first.len() < 2 => Dialect::Unknown,
             Some(&binary::MAGIC_REQUEST) => Dialect::Binary,
-            Some(_) => Foreign::of(first).map_or(Dialect::Text, Dialect::Foreign),
+            _ => Foreign::of(first).map_or(Dialect::Text, Dialect::Foreign),
         }
     }
 
@@ -56,6 +58,15 @@ impl Dialect {
         }
     }
 
+    /// How the answer to the request is told that the input begins with, however little of it is
+    /// there.
+    pub fn asked(self, input: &[u8]) -> Style {
+        match self {
+            Dialect::Binary => binary::style(input).unwrap_or(self.unasked()),
+            _ => self.unasked(),
+        }
+    }
+
     /// How the proxy speaks unasked, or of a request that it has not understood.
     pub fn unasked(self) -> Style {
         match self {
@@ -66,6 +77,14 @@ impl Dialect {
 }
 
 impl Style {
+    /// That there is no place for another client.
+    pub fn too_many(self) -> &'static [u8] {
+        match self {
+            Style::Classic { .. } | Style::Meta(_) => answer::TOO_MANY,
+            Style::Binary { .. } => binary::TOO_MANY,
+        }
+    }
+
     /// Tells the outcome of a request.
     #[inline(always)]
     pub fn write(self, outcome: Outcome, out: &mut OutQueue) {

@@ -29,6 +29,7 @@ pub mod out;
 pub mod outcome;
 pub mod reply;
 pub mod request;
+pub mod spelled;
 pub mod told;
 pub mod whole;
 

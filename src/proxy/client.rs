@@ -183,6 +183,14 @@ impl Client {
         }
     }
 
+    /// The same, where more has come behind what it sent first.
+    #[inline(always)]
+    pub(super) fn hear_more(&mut self) {
+        if self.dialect == Dialect::Unknown {
+            self.dialect = Dialect::of(&self.partial);
+        }
+    }
+
     /// In this turn of the worker it may begin as much as in any other.
     #[inline(always)]
     pub(super) fn take_turn(&mut self, turn: u32) {

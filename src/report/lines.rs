@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::seen::Seen;
 use super::{NodeReport, PairReport, Report};
+use crate::protocol::spelled;
 use crate::stats::closings::Closed;
 
 pub const MODE: &str = "mode";
@@ -51,7 +52,7 @@ impl Lines {
             let _ = write!(out, "STAT {name} {value}\r\n");
         }
         out.push_str("END\r\n");
-        Bytes::from(out)
+        Bytes::from(spelled::bytes(&out))
     }
 }
 

@@ -182,7 +182,7 @@ fn the_unix_socket_speaks_it_too() {
 }
 
 /// A TLS hello, a browser and a Redis client are answered and closed at once, counted each, and the
-/// log says what came from where.
+/// log says what came from where; also where it comes byte by byte.
 #[test]
 fn strangers_are_closed_at_once_and_told_of() {
     let cluster = Cluster::start(&Shape::new(1, 0).patient());
@@ -198,22 +198,71 @@ fn strangers_are_closed_at_once_and_told_of() {
             first[8..12].copy_from_slice(&[0; 4]);
             first.resize(24 + 0x80 + 0x8080, 0);
         }
-        let mut stream = TcpStream::connect(cluster.proxy.addr()).unwrap();
-        let from = stream.local_addr().unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.write_all(&first).unwrap();
-        let mut said = Vec::new();
-        // It may be reset over what it did not read.
-        let _ = stream.read_to_end(&mut said);
-        assert!(said.starts_with(answer), "{counter}: {}", said.escape_ascii());
-        assert_eq!(cluster.proxy.stat(counter), 1, "{counter}");
-        if counter == "closed_tls" {
-            let line = format!("peer=\"{from}\" why=\"it speaks TLS\" closed=1");
-            wait_until("the log names it", Duration::from_secs(10), || cluster.proxy.log_so_far().contains(&line));
+        let pieces = if first.len() < 64 { &[usize::MAX, 1][..] } else { &[usize::MAX] };
+        for (nth, &piece) in (1..).zip(pieces) {
+            let mut stream = TcpStream::connect(cluster.proxy.addr()).unwrap();
+            let from = stream.local_addr().unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            // It may be closed before all is written.
+            let _ = first.chunks(piece).try_for_each(|part| stream.write_all(part));
+            let mut said = Vec::new();
+            // It may be reset over what it did not read.
+            let _ = stream.read_to_end(&mut said);
+            assert!(piece == 1 || said.starts_with(answer), "{counter}: {}", said.escape_ascii());
+            assert_eq!(cluster.proxy.stat(counter), nth, "{counter}");
+            if counter == "closed_tls" && nth == 1 {
+                let line = format!("peer=\"{from}\" why=\"it speaks TLS\" closed=1");
+                wait_until("the log names it", Duration::from_secs(10), || cluster.proxy.log_so_far().contains(&line));
+            }
         }
     }
     // Of each thread.
     assert!(cluster.proxy.log_so_far().matches("cannot be served").count() <= 2, "one line in ten seconds");
+}
+
+/// Whoever is one too many understands why: in the protocol that it speaks. An operator's request
+/// may come in pieces.
+#[test]
+fn clients_too_many_are_told_so_in_their_own_protocol() {
+    let cluster = Cluster::start(&Shape::new(1, 0).patient().proxy(&["-n", "1"]));
+    let mut client = cluster.client();
+    client.set("k", b"v").expect("a place of its own");
+    let extras = [0; 8];
+    for mut request in [
+        packet(0x00, b"", b"k", b""),
+        packet(0x0d, b"", b"k", b""),
+        packet(0x01, &extras, b"k", b"v"),
+        packet(0x11, &extras, b"k", &[b'v'; 5000]),
+    ] {
+        request[12..16].copy_from_slice(b"mine");
+        let told = |packets: &[Packet]| packets[0].bytes.clone();
+        let (packets, closed) = Connection::open(&cluster.proxy.addr()).ask(&request);
+        assert!(closed && packets.len() == 1, "{request:?}");
+        let bytes = told(&packets);
+        assert_eq!((packets[0].status(), bytes[1], &bytes[12..16]), (0x85, request[1], &b"mine"[..]));
+        assert_eq!(packets[0].body(), b"Too many open connections");
+    }
+    for piece in [usize::MAX, 24, 10, 1] {
+        let (packets, closed) =
+            Connection::open(&cluster.proxy.addr()).ask_in_pieces(&packet(0x10, b"", b"", b""), piece);
+        assert!(!closed && packets.len() > 50, "in pieces of {piece}: {}", packets.len());
+    }
+    for (first, answer, counter) in [
+        (&b"\x16\x03\x01\x02\x00\x01"[..], &b"\x15\x03"[..], "closed_tls"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 400", "closed_http"),
+        (b"*1\r\n$4\r\nPING\r\n", b"-ERR", "closed_redis"),
+        (b"get k\r\n", b"ERROR Too many open connections\r\n", "closed_too_many"),
+    ] {
+        let counted = cluster.proxy.stat(counter);
+        let mut stream = TcpStream::connect(cluster.proxy.addr()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(first).unwrap();
+        let mut said = Vec::new();
+        let _ = stream.read_to_end(&mut said);
+        assert!(said.starts_with(answer), "{counter}: {}", said.escape_ascii());
+        assert_eq!(cluster.proxy.stat(counter), counted + 1, "{counter}");
+    }
 }
 
 /// Sessions with default settings, and PHP's binary client.

@@ -13,6 +13,7 @@ mod completions;
 mod config;
 mod connection_limit;
 mod copies;
+mod counters;
 #[path = "../../src/testing/digest.rs"]
 mod digest;
 mod documents;

@@ -10,7 +10,10 @@ const UNKNOWN: &[u8] = b"\x00\x81Unknown command";
 const INVALID: &[u8] = b"\x00\x04Invalid arguments";
 const NOT_FOUND: &[u8] = b"\x00\x01Not found";
 const BAD_MAGIC: &[u8] = b"\x00\x04a request of the binary protocol begins with 0x80";
-const KEY_TOO_LONG: &[u8] = b"\x00\x04a key with blanks or control bytes has at most 186 bytes here";
+const KEY_TOO_LONG: &[u8] = b"\x00\x04a key with blanks, line ends or NUL has at most 186 bytes here";
+
+/// `Busy`: there is no place for another client.
+pub const TOO_MANY: &[u8] = b"\x00\x85Too many open connections";
 
 /// An `incr` or `decr` with this expiry creates nothing.
 const NO_INITIAL: u32 = u32::MAX;
@@ -21,6 +24,12 @@ const TEXT_ONLY: [&[u8]; 5] = [b"cachedump", b"conns", b"extstore", b"detail", b
 const BY_BEGINNING: [&[u8]; 5] = [b"reset", b"settings", b"detail dump", b"detail on", b"detail off"];
 /// Parts that nothing may stand behind.
 const ALONE: [&[u8]; 5] = [b"items ", b"slabs ", b"sizes ", b"sizes_enable ", b"sizes_disable "];
+
+/// Whose answer it is, once the header is there.
+pub fn style(buf: &[u8]) -> Option<Style> {
+    let header = Header::read(buf.first_chunk()?);
+    Some(Style::Binary { opcode: header.opcode, opaque: header.opaque })
+}
 
 /// Parses the request that `buf` begins with.
 pub fn parse(buf: &[u8], limits: &Limits) -> Parsed {

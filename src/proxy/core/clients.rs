@@ -228,6 +228,7 @@ impl Core {
         self.now = now;
         let Some(client) = self.clients.get_mut(id) else { return };
         client.receives(self.now.us);
+        client.hear_more();
         if client.partial.len() >= client.need as usize && !client.line_goes_on() {
             client.take_turn(self.turn);
             self.go_on(id);

@@ -4,9 +4,9 @@
 
 use bytes::BytesMut;
 
-use crate::protocol::answer::TOO_MANY;
+use crate::protocol::dialect::Dialect;
 use crate::protocol::outcome::Outcome;
-use crate::protocol::request::{Admin, Parsed, Request};
+use crate::protocol::request::{Admin, Close, Parsed, Request, Style};
 use crate::proxy::client::{Access, Ended};
 use crate::proxy::handles::{ClientId, ClientKey};
 
@@ -25,6 +25,9 @@ fn is_for_operators(admin: &Admin) -> bool {
             | Admin::Quit
     )
 }
+
+/// What an operator sends is no longer than that in the binary protocol, and waited for.
+const REQUEST_MAX: usize = 512;
 
 /// How often it is logged that clients are refused, microseconds: who is refused tries again, and
 /// many do.
@@ -51,11 +54,12 @@ impl Core {
     /// limit's error: to make room, or because its time is over. Returns whether it did.
     pub fn turn_away(&mut self, now: Now, key: ClientKey) -> bool {
         self.now = now;
-        let silent = self.clients.of(key).is_some_and(|client| client.access == Access::Unknown && !client.closing);
-        if silent {
-            self.refuse_client(key.id);
+        let silent = self.clients.of(key).filter(|client| client.access == Access::Unknown && !client.closing);
+        let style = silent.map(|client| client.dialect.asked(&client.partial));
+        if let Some(style) = style {
+            self.refuse_client(key.id, style);
         }
-        silent
+        style.is_some()
     }
 
     /// Counts a client too many, and logs it now and then.
@@ -74,10 +78,8 @@ impl Core {
         }
     }
 
-    fn refuse_client(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get(id) else { return };
-        let style = client.dialect.unasked();
-        self.answer_at_once(id, style, 0, Outcome::Own(TOO_MANY));
+    fn refuse_client(&mut self, id: ClientId, style: Style) {
+        self.answer_at_once(id, style, 0, Outcome::Own(style.too_many()));
         self.close_client(id, Ended::TooMany);
         self.count_refused();
     }
@@ -93,8 +95,10 @@ impl Core {
                 return self.stall(id, chunk);
             }
             match client.dialect.next(&chunk, &self.limits) {
-                // The line is incomplete: more input decides.
-                Parsed::Incomplete { need: 0 } => {
+                // The line is incomplete, or the binary request: more input decides.
+                Parsed::Incomplete { need }
+                    if need == 0 || client.dialect == Dialect::Binary && need <= REQUEST_MAX =>
+                {
                     (client.need, client.searched) = (0, 0);
                     client.partial = chunk;
                     return;
@@ -105,7 +109,14 @@ impl Core {
                         return self.stall(id, chunk);
                     }
                 }
-                _ => return self.refuse_client(id),
+                // As where there is a place for it: it would not understand the other answer.
+                Parsed::Reject { reply, style, len, close: close @ Some(Close::Foreign(_)), .. } => {
+                    return self.reject(id, (style, len), reply, close);
+                }
+                _ => {
+                    let style = client.dialect.asked(&chunk);
+                    return self.refuse_client(id, style);
+                }
             }
         }
     }

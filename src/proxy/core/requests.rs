@@ -9,6 +9,7 @@ use crate::protocol::key::may_be_named;
 use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Piece, Request, Style};
+use crate::protocol::spelled;
 use crate::proxy::client::{Access, Ended};
 use crate::proxy::handles::{ClientId, ClientKey, SlotNumber};
 use crate::proxy::in_flight::{Begun, Held, Hold, Rest};
@@ -200,7 +201,13 @@ impl Core {
     }
 
     /// The client's next request, of `len` bytes, is none.
-    fn reject(&mut self, id: ClientId, (style, len): (Style, usize), reply: &'static [u8], close: Option<Close>) {
+    pub(super) fn reject(
+        &mut self,
+        id: ClientId,
+        (style, len): (Style, usize),
+        reply: &'static [u8],
+        close: Option<Close>,
+    ) {
         let client = &mut self.clients[id];
         let words = close.filter(|_| reply.is_empty()).map_or(reply, Close::words);
         let said = words.trim_ascii_end().escape_ascii();
@@ -476,6 +483,7 @@ impl Core {
             client.note_key(asker.slot, op.hash, write);
         }
         if is_reserved(op.key()) {
+            op::count_read(op.kind, false, &self.stats);
             // The proxy's own items do not exist for clients.
             let answer = match op.kind {
                 Kind::Meta(meta) if meta.reads() => {
@@ -523,7 +531,7 @@ impl Core {
         if asks && !client.is_idle() {
             return false;
         }
-        let words = |range: Range<usize>| String::from_utf8_lossy(&chunk[range]).into_owned();
+        let words = |range: Range<usize>| spelled::text(&chunk[range]);
         let question = match admin {
             Admin::FlushAll { delay } => {
                 add(&self.stats.cmd_flush, 1);
