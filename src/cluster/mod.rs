@@ -40,7 +40,7 @@
 //!
 //! - `events`: the loop's input, from workers and from its own tasks.
 //! - `edges`: a pair learns something; what follows reaches workers and nodes.
-//! - `startup`: the first states; `early`: what is heard before them.
+//! - `startup`: the first states; `early`: what is heard before them; `ending`: the end.
 //! - `precedence`, `terms`: periods, epochs and terms found on nodes, and how this proxy's become
 //!   later than all of them.
 //! - `nodes`: what is known of a node, and its loss; `returns`: its return.
@@ -80,6 +80,7 @@ mod copies;
 mod desk;
 mod early;
 mod edges;
+mod ending;
 mod events;
 mod evictions;
 mod flush;
@@ -113,12 +114,12 @@ mod yielding;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{RwLock, oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
@@ -127,7 +128,7 @@ use crate::backend::{Dial, Inquirer, Memories, NodeControl};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
-use crate::pair::{Gate, Pair, Plan, State};
+use crate::pair::{Pair, Plan, State};
 use crate::proxy::{Command, Event, Ticket};
 use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Settlement, Verdict};
 use crate::ring::Topology;
@@ -149,10 +150,6 @@ const QUIET_PERIOD: Duration = Duration::from_millis(200);
 /// A record that a live node refused to store is tried again so soon; meanwhile the pair's gate
 /// stays closed.
 const RECORD_RETRY: Duration = Duration::from_millis(50);
-
-/// How long a server may take at the end to mark the session closed, however long requests may wait
-/// for it: service managers kill what does not end.
-const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// A pair and what surrounds its present edge.
 struct PairRun {
@@ -446,7 +443,7 @@ impl Cluster {
         }
         // From here on requests get no answer.
         drop(requests);
-        self.stop().await;
+        self.stop(&mut inbox).await;
         Ok(())
     }
 
@@ -477,36 +474,6 @@ impl Cluster {
             (primary, None) => self.topology.addr(primary).to_string(),
         }
     }
-
-    /// Marks the session closed on every node in use: the next start may trust what it finds.
-    async fn stop(&mut self) {
-        // A flush without a client that waits for it (a delayed one) may have reached one node of a
-        // pair only. And the next proxy would not know which copies were never compared.
-        let is_settled = |run: &PairRun| run.pair.gate() == Gate::Open && !run.plan.is_uncompared();
-        let settled = !self.flush.is_active() && self.pairs.iter().all(is_settled);
-        if !self.marked() {
-            return;
-        }
-        if self.unclean.load(Relaxed) || !settled {
-            // Some write may have reached one node only: the session stays open, and the next start
-            // will compare.
-            tracing::warn!("stopping with work unfinished: the next start will treat this as a crash");
-            return;
-        }
-        let closed = Session { id: self.session.id, open: false };
-        let mark = async |node: NodeId| {
-            let run = &self.nodes[node.index()];
-            let (true, Some(incarnation)) = (run.health.is_up(), run.incarnation) else { return };
-            let marked = timeout(CLOSE_MAX, self.controls[node.index()].session(incarnation, closed));
-            let error = match marked.await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {} s", CLOSE_MAX.as_secs()),
-            };
-            tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark the session closed; the next start will be careful");
-        };
-        futures::future::join_all(self.topology.nodes().map(mark)).await;
-    }
 }
 
 /// What is heard from outside of the control plane.
@@ -527,27 +494,6 @@ async fn either(events: &mut UnboundedReceiver<Event>, requests: &mut mpsc::Rece
 mod tests {
     use super::alone::unanswered;
     use super::*;
-    use crate::ids::Incarnation;
-    use crate::testing::log::Log;
-
-    /// One after the other, or for as long as requests may wait for them, servers that hang would
-    /// hold up the end for longer than a service manager waits.
-    #[tokio::test(start_paused = true)]
-    async fn servers_that_hang_hold_up_the_end_once_and_not_for_long() {
-        let servers = |flag: &str, first: u16| {
-            (first..first + 16).map(|port| format!(" {flag} 127.0.0.1:{port}")).collect::<String>()
-        };
-        for patience in ["--probe-timeout 1s", "--probe-timeout 20s", "--timeout 1h"] {
-            let log = Log::listen();
-            let mut cluster = unanswered(&format!("{patience}{}{}", servers("-s", 1), servers("-b", 101)));
-            cluster.begin_open(State::Mirrored);
-            cluster.nodes.iter_mut().for_each(|node| node.incarnation = Some(Incarnation(1)));
-            let begun = Instant::now();
-            cluster.stop().await;
-            assert!((1..=3).contains(&begun.elapsed().as_secs()), "{patience}: {:?}", begun.elapsed());
-            assert_eq!(log.count(&["cannot mark the session closed"]), 32, "{patience}");
-        }
-    }
 
     /// Its servers hang, and may take an hour: who stops it waits for none of them.
     #[tokio::test(start_paused = true)]
