@@ -17,6 +17,7 @@ pub mod lines;
 pub mod metrics;
 pub mod seen;
 pub mod since;
+pub mod statistics;
 pub mod traffic;
 pub mod verdict;
 

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender};
@@ -14,15 +13,13 @@ use tokio::time::{Instant, sleep_until};
 use crate::protocol::answer::server_error;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::{Command, Event, Question, VERSION};
+use crate::report::statistics::{PATIENCE, Statistics};
 
 use super::desk::Request;
 use super::{Heard, Losses};
 
 /// What `stats proxy` says without `--coordinate`.
 const STARTING: &[u8] = b"STAT proxy:role starting\r\nSTAT proxy:ready 0\r\nEND\r\n";
-
-/// How long statistics wait for the start to end.
-const PATIENCE: Duration = Duration::from_millis(700);
 
 /// What is said of them then.
 const NOT_YET: &str = "this proxy is starting: its servers are looked at; stats proxy says what is known";
@@ -64,7 +61,7 @@ impl Early {
 
     /// Completes when something has waited for too long.
     pub(super) fn waits_too_long(&self) -> impl Future<Output = ()> + use<> {
-        let first = self.waits.iter().find(|(_, heard)| is_about_figures(heard)).map(|(since, _)| *since);
+        let first = self.waits.iter().find(|(_, heard)| asks_for_statistics(heard)).map(|(since, _)| *since);
         async move {
             match first {
                 Some(since) => sleep_until(since + PATIENCE).await,
@@ -75,7 +72,7 @@ impl Early {
 
     /// Requests for statistics that have waited long enough are answered with what is known.
     pub(super) fn answer_late(&mut self) {
-        let is_late = |(since, heard): &(Instant, Heard)| since.elapsed() >= PATIENCE && is_about_figures(heard);
+        let is_late = |(since, heard): &(Instant, Heard)| since.elapsed() >= PATIENCE && asks_for_statistics(heard);
         let (late, waits) = std::mem::take(&mut self.waits).into_iter().partition(is_late);
         self.waits = waits;
         let late: VecDeque<(Instant, Heard)> = late;
@@ -128,14 +125,11 @@ impl Early {
     }
 }
 
-fn is_about_figures(heard: &Heard) -> bool {
+fn asks_for_statistics(heard: &Heard) -> bool {
     match heard {
-        Heard::Worker(Some(Event::Ask { question, .. })) | Heard::Desk(Request::Command(question, _)) => match question
-        {
-            Question::Stats(_) => true,
-            Question::Resync(rest) => rest.split_ascii_whitespace().next() == Some("status"),
-            _ => false,
-        },
+        Heard::Worker(Some(Event::Ask { question, .. })) | Heard::Desk(Request::Command(question, _)) => {
+            question.statistics().is_some()
+        }
         Heard::Desk(Request::Report(..)) => true,
         _ => false,
     }
@@ -143,9 +137,9 @@ fn is_about_figures(heard: &Heard) -> bool {
 
 /// `stats` without more words.
 fn is_plain(question: &Question) -> bool {
-    matches!(question, Question::Stats(part) if part.trim().is_empty())
+    question.statistics() == Some(Statistics::All)
 }
 
 fn is_about_the_proxy(question: &Question) -> bool {
-    matches!(question, Question::Stats(part) if part.split_ascii_whitespace().next() == Some("proxy"))
+    question.statistics() == Some(Statistics::OfProxy)
 }

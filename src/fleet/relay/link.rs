@@ -15,6 +15,7 @@ use crate::fleet::peers::{self, Purpose, Unreached};
 use crate::fleet::stream;
 use crate::ids::Generation;
 use crate::protocol::node;
+use crate::report::statistics::PATIENCE;
 use crate::server::Stream;
 
 use super::answers::Answers;
@@ -25,9 +26,6 @@ use super::{Over, Relay, Target};
 /// all, if its client is to blame, or if it is unknown what the client is owed.
 const IDLE: Duration = Duration::from_millis(100);
 const LEAVING: Duration = Duration::from_millis(120);
-
-/// How long a question for statistics waits until the active proxy is reached.
-pub(super) const FIGURES_WAIT: Duration = Duration::from_millis(700);
 
 /// Between two tries to reach the active proxy.
 pub(super) const DIAL_PAUSE: Duration = Duration::from_millis(20);
@@ -124,8 +122,8 @@ impl Relay {
                 self.refuse(&format!("no proxy is active: {}", none(&target)))?;
             }
         }
-        if self.waits.is_some_and(|waits| waits.elapsed() >= FIGURES_WAIT) {
-            self.tell_figures(&format!("no proxy is active: {}", none(&target)));
+        if self.waits.is_some_and(|waits| waits.elapsed() >= PATIENCE) {
+            self.tell_statistics(&format!("no proxy is active: {}", none(&target)));
         }
         Ok(())
     }

@@ -31,16 +31,17 @@ use crate::protocol::dialect::Dialect;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::reload::Reload;
+use crate::report::statistics::{PATIENCE, Statistics};
 use crate::server::Stream;
 
 use super::peers::Caller;
 use super::shown::Shown;
 use super::stream::{interest, is_ended_there, ready};
 use answers::{Answers, End};
-use link::{DIAL_PAUSE, Dialling, Ending, FIGURES_WAIT, Former, Link, dialled, ended, none};
+use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended, none};
 pub(super) use over::Ends;
 use over::Over;
-use requests::{Figures, Head, Owed, figures, head};
+use requests::{Head, Owed, head, statistics};
 
 /// Bytes that are held of a client, each way, and requests that are owed an answer.
 const HELD: usize = 64 << 10;
@@ -283,7 +284,7 @@ impl Relay {
         let late = answered.then(|| self.asked + self.shared.takeover_wait);
         let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
         // While an active proxy is dialled that does not answer.
-        let own = self.waits.filter(|_| self.asks_for_figures().is_some()).map(|waits| waits + FIGURES_WAIT);
+        let own = self.waits.filter(|_| self.asks_for_statistics().is_some()).map(|waits| waits + PATIENCE);
         soon.into_iter().chain(own).chain(late).chain(self.given_up_at()).chain(finished).min()
     }
 
@@ -327,23 +328,23 @@ impl Relay {
     }
 
     /// Statistics, which this proxy can tell where the active one does not for long.
-    fn asks_for_figures(&self) -> Option<Figures> {
+    fn asks_for_statistics(&self) -> Option<Statistics> {
         let is_next = self.link.is_none()
             && self.former.is_none()
             && self.left == 0
             && self.dropped == 0
             && self.is_owed_nothing();
-        figures(&self.input).filter(|_| is_next && !self.opaque && self.to_client.len() < HELD)
+        statistics(&self.input).filter(|_| is_next && !self.opaque && self.to_client.len() < HELD)
     }
 
     /// No active proxy is reached, and who asks for statistics has waited long enough: this one
     /// says what it knows.
-    fn tell_figures(&mut self, why: &str) {
-        while let (Some(figures), Head::Request { bytes, .. }) = (self.asks_for_figures(), self.head()) {
+    fn tell_statistics(&mut self, why: &str) {
+        while let (Some(asked), Head::Request { bytes, .. }) = (self.asks_for_statistics(), self.head()) {
             self.input.advance(bytes);
-            match figures {
-                Figures::All => self.to_client.extend_from_slice(&(self.shared.show)()),
-                Figures::Part => self.to_client.extend_from_slice(&server_error(why)),
+            match asked {
+                Statistics::All | Statistics::OfProxy => self.to_client.extend_from_slice(&(self.shared.show)()),
+                Statistics::Part => self.to_client.extend_from_slice(&server_error(why)),
             }
         }
         if !self.has_work() {

@@ -8,6 +8,8 @@
 
 use bytes::Bytes;
 
+use crate::report::statistics::Statistics;
+
 /// A line that is longer is not looked at. (As much as is held of a client: who waited for one byte
 /// more would wait for ever.)
 const LINE_MAX: usize = 64 << 10;
@@ -63,24 +65,10 @@ pub(super) fn head(input: &[u8]) -> Head {
     }
 }
 
-/// How statistics are asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Figures {
-    /// `stats`.
-    All,
-    /// A part of them, or `resync status`.
-    Part,
-}
-
-/// Whether that is what a client asks for next. Programs that ask for statistics wait for a
-/// second at most.
-pub(super) fn figures(input: &[u8]) -> Option<Figures> {
+/// Which statistics a client asks for next, if any.
+pub(super) fn statistics(input: &[u8]) -> Option<Statistics> {
     let line = std::str::from_utf8(&input[..memchr::memchr(b'\n', input)?]).ok()?;
-    match line.split_ascii_whitespace().collect::<Vec<_>>()[..] {
-        ["stats"] => Some(Figures::All),
-        ["stats", ..] | ["resync", "status", ..] => Some(Figures::Part),
-        _ => None,
-    }
+    Statistics::asked_by(line.split_ascii_whitespace())
 }
 
 /// Commands of the binary protocol that are treated apart.
@@ -207,15 +195,10 @@ mod tests {
         }
         assert_eq!(owed(b"mn\r\n"), Some(Owed::NoOp));
         assert_eq!(head(b"stats proxy\r\n"), Head::OfProxy { bytes: 13 });
-        for (line, asked) in [
-            ("stats\r\nget a\r\n", Some(Figures::All)),
-            ("stats servers\n", Some(Figures::Part)),
-            ("resync status all\r\n", Some(Figures::Part)),
-            ("resync 10.0.0.5:1\r\n", None),
-            ("get stats\r\n", None),
-            ("stats", None),
-        ] {
-            assert_eq!(figures(line.as_bytes()), asked, "{line}");
+        for (line, asked) in
+            [("stats\r\nget a\r\n", Some(Statistics::All)), ("get a\r\nstats\r\n", None), ("stats", None)]
+        {
+            assert_eq!(statistics(line.as_bytes()), asked, "{line}");
         }
         assert_eq!(head(b"reload\r\n"), Head::Reload { bytes: 8 });
         assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));

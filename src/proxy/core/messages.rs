@@ -13,6 +13,7 @@ use crate::proxy::core::Connected;
 use crate::proxy::handles::{ClientKey, SlotNumber, Ticket};
 use crate::proxy::op::{Asker, Op};
 use crate::proxy::route::Route;
+use crate::report::statistics::Statistics;
 
 /// What of the settings can change while the proxy runs, as far as workers go by it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -212,6 +213,18 @@ pub enum Question {
     Node(String),
     /// `lru_crawler metadump [classes]`; answered in pieces ([`Command::Part`]).
     List(String),
+}
+
+impl Question {
+    /// Which statistics it asks for, if any.
+    pub fn statistics(&self) -> Option<Statistics> {
+        let (verb, rest) = match self {
+            Question::Stats(rest) => ("stats", rest),
+            Question::Resync(rest) => ("resync", rest),
+            Question::FlushAll { .. } | Question::Node(_) | Question::List(_) => return None,
+        };
+        Statistics::asked_by(std::iter::once(verb).chain(rest.split_ascii_whitespace()))
+    }
 }
 
 /// Between workers.
