@@ -4,7 +4,6 @@ use std::io;
 
 use bytes::BytesMut;
 use tokio::io::{Interest, Ready};
-use tokio::time::Instant;
 
 use crate::server::Stream;
 
@@ -14,22 +13,19 @@ pub(super) fn is_ended_there(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof || crate::backend::is_from_node(error)
 }
 
-/// Whether the other end has ended it, in time.
-pub(super) async fn ended(link: &Stream, until: Instant) -> bool {
-    let ended = async {
-        let mut block = BytesMut::with_capacity(16 << 10);
-        loop {
-            let ready = link.ready(Interest::READABLE).await;
-            block.clear();
-            match ready.and_then(|_| link.try_read(&mut block)) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return is_ended_there(&error),
-            }
+/// Completes at its end: whether the other end has ended it.
+pub(super) async fn ended(link: &Stream) -> bool {
+    let mut block = BytesMut::with_capacity(16 << 10);
+    loop {
+        let ready = link.ready(Interest::READABLE).await;
+        block.clear();
+        match ready.and_then(|_| link.try_read(&mut block)) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return is_ended_there(&error),
         }
-    };
-    tokio::time::timeout_at(until, ended).await.unwrap_or(false)
+    }
 }
 
 pub(super) async fn ready(stream: Option<&Stream>, interest: Option<Interest>) -> io::Result<Ready> {

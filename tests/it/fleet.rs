@@ -172,6 +172,10 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     assert_eq!((standing(admin), standing(&admins[1 - at])), (is("active", "1"), is("standby", "0")));
     let mut had = active.client();
     assert_eq!(get(&mut had, "k").as_deref(), Some("before"));
+    // It waits for nothing.
+    let mut quiet = standby.client();
+    quiet.send(b"set quiet 0 0 1 noreply\r\n1\r\n").unwrap();
+    wait_until("it is done", DEADLINE, || get(&mut had, "quiet").is_some());
     etcd.pause();
     wait_until("the lease is over", DEADLINE, || active.log_so_far().contains("the lease is over"));
     let mut own = active.client();
@@ -203,6 +207,9 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     assert!(matches!(&refused, Failure::Server(_)), "{refused}");
     let refused = own.stored().unwrap_err();
     assert!(matches!(&refused, Failure::Server(why) if why.contains("this one is suspended")), "{refused}");
+    // Who waits for a write that may still be made is not closed for that, and told again.
+    let refused = there.set("k", b"later").unwrap_err();
+    assert!(matches!(&refused, Failure::Server(why) if why.contains("no proxy is active")), "{refused}");
     etcd.resume();
     assert_eq!(had.stored(), Ok(Stored::Stored), "it was waited for");
     wait_until("the active proxy goes on", DEADLINE, || shown(active, "role") == "active");
@@ -211,6 +218,7 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     assert_eq!(said(active, &["wait", "--ready"]), (Some(0), "ready\n".to_owned()));
     assert_eq!(shown(active, "generation"), generation);
     assert!(get(&mut there, "k").is_some_and(|value| ["before", "unknown"].contains(&value.as_str())));
+    assert_eq!(get(&mut quiet, "quiet").as_deref(), Some("1"));
     assert!(active.status().mirrored());
     assert_eq!(active.log().matches("resync begins").count(), 0);
 }

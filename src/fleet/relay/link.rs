@@ -77,11 +77,13 @@ pub(super) fn none(target: &Target) -> String {
 pub(super) type Dialling = Pin<Box<dyn Future<Output = Result<Stream, Unreached>> + Send>>;
 
 /// Of the active proxy, and not waited for any more: before it has ended, what was sent on it may
-/// be done after what is sent on a new one. Until then, at most.
+/// be done after what is sent on a new one.
 pub(super) struct Former {
     generation: Generation,
     stream: Stream,
-    until: Instant,
+    /// Until then, at most. `None`: its proxy is silent (suspended, say), and nothing ends there
+    /// before it goes on.
+    until: Option<Instant>,
 }
 
 impl Relay {
@@ -90,7 +92,7 @@ impl Relay {
         let target = self.target.borrow_and_update().clone();
         if let Some(Link { generation, .. }) = &self.link {
             let present = target.active.as_ref().is_some_and(|(active, _)| active == generation);
-            let in_vain = target.silent && !self.owed.is_empty() && self.asked.elapsed() >= self.shared.takeover_wait;
+            let in_vain = target.silent && self.awaits && self.asked.elapsed() >= self.shared.takeover_wait;
             if !present || in_vain {
                 // The link leads to the former active proxy, which will not answer any more, or
                 // to one that has fallen silent (also while it hands over).
@@ -108,12 +110,14 @@ impl Relay {
         let present = target.active.as_ref().map(|(active, _)| *active);
         // A former link's proxy that is not active any more: its lease is over.
         self.former = self.former.take().filter(|former| Some(former.generation) == present);
-        if self.former.is_some() {
-            return Ok(());
+        if let Some(Former { until, .. }) = &mut self.former {
+            let patience = self.shared.takeover_wait;
+            *until = (!target.silent).then(|| until.unwrap_or_else(|| Instant::now() + patience));
         }
         if self.link.is_none() && self.dialling.is_none() && self.has_work() {
             let waits = *self.waits.get_or_insert_with(Instant::now);
-            if let Some((generation, address)) = open.cloned().filter(|_| Instant::now() >= self.next_dial) {
+            let may = self.former.is_none() && Instant::now() >= self.next_dial;
+            if let Some((generation, address)) = open.cloned().filter(|_| may) {
                 let me = self.shared.me.clone();
                 let dial = async move { peers::dial(&me, &address, generation, Purpose::Data).await };
                 self.dialling = Some((generation, Box::pin(dial)));
@@ -135,6 +139,7 @@ impl Relay {
                 self.link = Some(Link { generation, stream, _counted });
                 (self.answers, self.waits, self.asked) = (Answers::default(), None, Instant::now());
                 (self.moved, self.half_closed) = (Instant::now(), false);
+                self.awaits = self.owed.iter().any(Owed::is_awaited);
                 for owed in &self.owed {
                     if let Owed::Read(request) = owed {
                         self.to_link.extend_from_slice(request);
@@ -183,7 +188,7 @@ impl Relay {
             // What is sent on another link might be done, and acknowledged, before this is.
             let link = self.link.take().filter(|link| link.stream.close_half().is_ok());
             let Link { generation, stream, .. } = link.ok_or(Over::Replaced)?;
-            self.former = Some(Former { generation, stream, until: Instant::now() + self.shared.takeover_wait });
+            self.former = Some(Former { generation, stream, until: None });
         }
         (self.link, self.leaving) = (None, None);
         (self.shared.hurry)();
@@ -252,7 +257,10 @@ impl Relay {
 /// Whether it has ended, and not only its time.
 pub(super) async fn ended(former: Option<&Former>) -> bool {
     match former {
-        Some(Former { stream, until, .. }) => stream::ended(stream, *until).await,
+        Some(Former { stream, until: Some(until), .. }) => {
+            tokio::time::timeout_at(*until, stream::ended(stream)).await.unwrap_or(false)
+        }
+        Some(Former { stream, until: None, .. }) => stream::ended(stream).await,
         None => std::future::pending().await,
     }
 }

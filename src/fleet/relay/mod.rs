@@ -131,7 +131,8 @@ struct Relay {
     ends: bool,
     /// Since when requests wait for an active proxy.
     waits: Option<Instant>,
-    /// Since when the front is owed an answer.
+    /// Whether the client waits for any of it, and since when for the first.
+    awaits: bool,
     asked: Instant,
     /// When something last moved on the link.
     moved: Instant,
@@ -166,6 +167,7 @@ impl Relay {
             finished: false,
             ends: false,
             waits: None,
+            awaits: false,
             asked: Instant::now(),
             moved: Instant::now(),
             half_closed: false,
@@ -280,7 +282,7 @@ impl Relay {
     /// When this is to look again, whatever else happens.
     fn wakes(&self) -> Option<Instant> {
         let soon = (self.waits.is_some() && self.dialling.is_none()).then(|| Instant::now() + DIAL_PAUSE / 2);
-        let answered = self.target.borrow().silent && !self.owed.is_empty() && self.link.is_some();
+        let answered = self.target.borrow().silent && self.awaits && self.link.is_some();
         let late = answered.then(|| self.asked + self.shared.takeover_wait);
         let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
         // While an active proxy is dialled that does not answer.
@@ -455,8 +457,8 @@ impl Relay {
                 _ if self.owed.len() >= OWED_MAX && self.owed.front() == Some(&Owed::Perhaps) => self.opaque = true,
                 _ if self.owed.len() >= OWED_MAX => break,
                 Head::Request { bytes, owed } => {
-                    if self.owed.is_empty() {
-                        self.asked = Instant::now();
+                    if owed.is_awaited() {
+                        self.is_asked();
                     }
                     self.shared.shown.forwarded.fetch_add(1, Ordering::Relaxed);
                     let owed = match owed {
@@ -468,6 +470,13 @@ impl Relay {
                 }
                 Head::Opaque => self.opaque = true,
             }
+        }
+    }
+
+    /// The client has asked for something that it waits for.
+    fn is_asked(&mut self) {
+        if !std::mem::replace(&mut self.awaits, true) {
+            self.asked = Instant::now();
         }
     }
 
@@ -545,6 +554,7 @@ impl Relay {
             self.asked = Instant::now();
             self.tell_front();
         }
+        self.awaits = self.owed.iter().any(Owed::is_awaited);
     }
 
     fn text_ended(&mut self) {

@@ -39,6 +39,13 @@ pub(super) enum Owed {
 }
 
 /// What stands at the beginning of what a client has sent.
+impl Owed {
+    /// Whether its client waits for it. (Of quiet requests it waits for what comes behind them.)
+    pub(super) fn is_awaited(&self) -> bool {
+        !matches!(self, Owed::Nothing | Owed::Perhaps | Owed::Named { quiet: true, .. })
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Head {
     /// A request of so many bytes, its value included.

@@ -239,23 +239,88 @@ async fn a_write_without_an_answer_ends_its_client_where_its_proxy_breaks() {
 async fn nothing_new_is_sent_to_a_silent_proxy_before_it_has_closed_the_former_link() {
     let one = Active::new(1).await;
     let silent = Target { silent: true, ..one.target() };
-    for closes in [true, false] {
-        let (mut client, _shows, shared) = client(silent.clone(), Duration::from_millis(300)).await;
+    let second = "set a 0 0 1\r\n2\r\n";
+    for goes_on in [None, Some(true), Some(false)] {
+        let (mut client, shows, shared) = client(silent.clone(), Duration::from_millis(300)).await;
         client.write_all(b"set a 0 0 1\r\n1\r\n").await.unwrap();
         let mut link = one.welcome("data").await;
         hear(&mut link, "set a 0 0 1\r\n1\r\n").await;
         let unknown = "SERVER_ERROR the active proxy does not answer: nobody knows whether this was done\r\n";
         hear(&mut client, unknown).await;
-        client.write_all(b"set a 0 0 1\r\n2\r\n").await.unwrap();
+        client.write_all(second.as_bytes()).await.unwrap();
         ends(&mut link).await;
         assert!(timeout(Duration::from_millis(30), one.listener.accept()).await.is_err(), "the former one is open");
+        let Some(closes) = goes_on else {
+            drop(link);
+            hear(&mut one.welcome("data").await, second).await;
+            continue;
+        };
+        // It may be suspended for long, and closes nothing meanwhile: its client is told, and
+        // stays.
+        let why = format!("SERVER_ERROR no proxy is active: that on {} does not answer\r\n", one.address());
+        hear(&mut client, &why).await;
+        client.write_all(second.as_bytes()).await.unwrap();
+        hear(&mut client, &why).await;
+        shows.send_replace(one.target());
         if closes {
             drop(link);
-            hear(&mut one.welcome("data").await, "set a 0 0 1\r\n2\r\n").await;
+            client.write_all(second.as_bytes()).await.unwrap();
+            hear(&mut one.welcome("data").await, second).await;
         } else {
             told_why(&mut client, &shared, Over::Former).await;
         }
     }
+}
+
+/// It has been told all, or waits for nothing: a proxy that is suspended for long parts with nobody
+/// for that.
+#[tokio::test]
+async fn a_client_that_waits_for_nothing_stays_however_long_its_proxy_is_silent() {
+    let (before, one) = (Active::new(1).await, Active::new(2).await);
+    for (request, answer) in [("get a\r\n", "END\r\n"), ("set a 0 0 1 noreply\r\n1\r\n", "")] {
+        let (mut client, shows, shared) = client(before.target(), Duration::from_millis(30)).await;
+        // It has waited for something that nobody will answer.
+        client.write_all(b"incr n 1\r\n").await.unwrap();
+        let mut former = before.welcome("data").await;
+        hear(&mut former, "incr n 1\r\n").await;
+        shows.send_replace(one.target());
+        hear(&mut client, "SERVER_ERROR the active proxy was replaced: nobody knows whether this was done\r\n").await;
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut link = one.welcome("data").await;
+        hear(&mut link, request).await;
+        link.write_all(answer.as_bytes()).await.unwrap();
+        hear(&mut client, answer).await;
+        shows.send_replace(Target { silent: true, ..one.target() });
+        let closed = timeout(Duration::from_millis(120), link.read_u8()).await;
+        assert!(closed.is_err(), "{request}: {closed:?}");
+        shows.send_replace(one.target());
+        client.write_all(b"get b\r\n").await.unwrap();
+        hear(&mut link, "get b\r\n").await;
+        link.write_all(b"END\r\n").await.unwrap();
+        hear(&mut client, "END\r\n").await;
+        drop(client);
+        until(|| shared.clients.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn who_asks_a_silent_proxy_again_and_again_is_told_all_the_same() {
+    let one = Active::new(1).await;
+    let silent = Target { silent: true, ..one.target() };
+    let (client, _shows, _shared) = client(silent, Duration::from_millis(200)).await;
+    let (mut hears, mut asks) = client.into_split();
+    let asks = async move {
+        while asks.write_all(b"set a 0 0 1\r\n1\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let told = async {
+        tokio::select! {
+            () = asks => panic!("it is closed"),
+            () = hear(&mut hears, "SERVER_ERROR the active proxy does not answer") => {}
+        }
+    };
+    let (_link, ()) = tokio::join!(one.welcome("data"), told);
 }
 
 /// Else the relay looks at it again and again without a pause, and its client hears nothing before
