@@ -276,6 +276,7 @@ impl Authority {
     fn sighted(&mut self, now: Boot, seen: Seen) -> Vec<Action> {
         let (times, me) = (self.times, &self.me);
         let Role::Standby { sight, claims } = &mut self.role else { return vec![] };
+        // (What they would begin is over by then: this bounds how many there are.)
         claims.retain(|ask| now.since(ask.asked) < times.lease);
         if let Some(record) = seen.value.record().filter(|record| record.holder == me.holder) {
             // A claim whose answer was lost. One that is no longer remembered is too old to
@@ -462,7 +463,8 @@ impl Authority {
                 self.become_active(now, seen, new, until)
             }
             (Swapped::Done(revision), Role::Active(active)) => {
-                // What was asked for before compares with what stood there then.
+                // What was asked for before compares with what stood there then: none of it will be
+                // read. (This too bounds how many there are.)
                 active.unknown.clear();
                 active.seen = Seen { revision, value: Value::Record(new.clone()) };
                 self.known_in(now, new, Some(until))
@@ -479,6 +481,7 @@ impl Authority {
                 match role {
                     Role::Standby { claims, .. } => claims.push(ask),
                     Role::Active(active) => {
+                        // (As of claims.)
                         active.unknown.retain(|before| now.since(before.asked) < self.times.lease);
                         active.unknown.push(ask);
                         active.look = true;
@@ -530,10 +533,8 @@ impl Authority {
         }
         let mut actions = if new { vec![Action::Committed(burden)] } else { vec![] };
         actions.extend(self.go_on(now));
-        if self.request.is_none() {
-            // What is to be carried may have changed while this was under way; or it has stopped.
-            actions.extend(self.ask_if_due(now));
-        }
+        // What is to be carried may have changed while this was under way; or it has stopped.
+        actions.extend(self.ask_if_due(now));
         actions
     }
 

@@ -114,10 +114,7 @@ impl FileRegister {
             }
             let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
             // One that begins locks its file before it writes its name.
-            if names_a_process(&mut file)
-                && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-                && is_at(&file, &path)
-            {
+            if names_a_process(&mut file) && is_locked_at(&file, &path).unwrap_or(false) {
                 let _ = std::fs::remove_file(&path);
             }
         }
@@ -153,12 +150,8 @@ impl FileRegister {
         let path = beside(&self.path, "lock");
         loop {
             let file = made(&path)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                // Somebody may have removed it, and the next one would lock another file.
-                Ok(()) if is_at(&file, &path) => return Ok(file),
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
+            if is_locked_at(&file, &path)? {
+                return Ok(file);
             }
             if Instant::now() >= deadline {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds its lock all the time"));
@@ -209,7 +202,7 @@ impl Register for FileRegister {
     fn is_dead(&mut self, holder: Holder) -> bool {
         let path = beside(&self.path, &holder.to_string());
         let Some(file) = self.life_of(holder) else { return false };
-        flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&file, &path)
+        is_locked_at(&file, &path).unwrap_or(false)
     }
 
     fn end(&mut self, holder: Holder) -> Option<String> {
@@ -303,6 +296,17 @@ fn holder_of<'a>(path: &[u8], name: &'a [u8]) -> Option<&'a str> {
 fn names_a_process(file: &mut File) -> bool {
     let mut text = String::new();
     file.take(MOST).read_to_string(&mut text).is_ok() && Process::parse(&text).is_some()
+}
+
+/// Locks the file, unless another process has. Returns whether it is locked now, and what that path
+/// leads to: between the opening and this somebody may have removed it, and another one made the
+/// next, whose lock says something else.
+fn is_locked_at(file: &File, path: &Path) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(is_at(file, path)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether this file is what that path leads to.
@@ -447,6 +451,23 @@ mod tests {
         assert_eq!(other.swap(&seen, &record(Holder(5), 1), soon()), Ok(Swapped::Done(2)));
         assert_eq!(there(), [3, 4, 5]);
         assert!(beside(&path, "more").exists() && is_at(&living.life, &living.life_path));
+    }
+
+    /// The file of a process, or of the record's lock, is removed and made again by others between
+    /// its opening and its locking here: that lock says nothing of the one that is there.
+    #[test]
+    fn a_lock_counts_on_the_file_that_is_there_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let opened = made(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_locked_at(&opened, &path).unwrap(), "it was removed");
+        let next = made(&path).unwrap();
+        assert!(!is_locked_at(&opened, &path).unwrap(), "another one was made");
+        assert!(is_locked_at(&next, &path).unwrap());
+        assert!(!is_locked_at(&made(&path).unwrap(), &path).unwrap(), "another one has it");
+        drop(next);
+        assert!(is_locked_at(&made(&path).unwrap(), &path).unwrap());
     }
 
     #[test]

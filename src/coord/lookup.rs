@@ -215,6 +215,40 @@ mod tests {
         assert_eq!(name.known(), known);
     }
 
+    /// Each look-up is a thread; and each address has its share of the time.
+    #[test]
+    fn a_name_that_leads_nowhere_is_left_for_a_while_and_one_that_leads_everywhere_is_believed_in_part() {
+        let (server, mut name) = NameServer::new();
+        assert!(!name.is_known());
+        server.answer(&[]);
+        assert_eq!(name.look(soon()).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(name.failed.is_some());
+        // (For as long as this test may take.)
+        name.failed = Some(Instant::now() + Duration::from_secs(3600));
+        assert!(!name.is_known() && name.under_way.is_none(), "it rests");
+        name.failed = Instant::now().checked_sub(AGAIN);
+        assert!(!name.is_known() && name.under_way.is_some());
+        let all: Vec<String> = (1..=MOST + 4).map(|host| format!("127.0.0.{host}:1")).collect();
+        server.answer(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        name.look(soon()).unwrap();
+        assert_eq!(name.known().len(), MOST);
+    }
+
+    /// Else it would be waited for until the deadline each time, and never begun again.
+    #[test]
+    fn a_look_up_that_breaks_off_is_over() {
+        // (Without the panic's message in the log.)
+        let mut name = LookUp::by(|| std::panic::resume_unwind(Box::new(())));
+        assert_ne!(name.look(soon()).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(name.under_way.is_none());
+        name.failed = None;
+        while name.failed.is_none() {
+            assert!(!name.is_known());
+            std::thread::yield_now();
+        }
+        assert!(name.under_way.is_none());
+    }
+
     #[test]
     fn an_address_is_known_and_each_of_several_is_tried() {
         for mut name in [LookUp::of_authority("[::1]:7".to_owned()), LookUp::of_host("::1".to_owned(), 7)] {

@@ -336,3 +336,78 @@ fn whoever_is_no_candidate_reads_the_record_when_somebody_waits() {
     assert_eq!(proxy.handle(Boot(20), Event::Tick { turned: Boot(20) }), [], "it knows where the active one is");
     assert_eq!(proxy.handle(Boot(21), Event::Wanted), [Action::Read]);
 }
+
+/// What stands there is not what it compared with: its time counts anew, also where the same is
+/// seen again (a register that was restored).
+#[test]
+fn a_claim_that_was_refused_begins_to_wait_anew() {
+    let value = Value::Record(record(2, Tenure::Serving));
+    let mut proxy = proxy(1);
+    assert_eq!(poll(&mut proxy, &value, LEASE + LEASE / 3), [Action::Survey]);
+    let now = Boot(LEASE + LEASE / 3);
+    assert!(matches!(&proxy.handle(now, Event::Surveyed(ALL_CLOSED))[..], [Action::Swap { .. }]));
+    assert_eq!(proxy.handle(now, Event::Swapped(Swapped::Refused)), []);
+    let next = now.after(LEASE / 6);
+    assert_eq!(proxy.handle(next, Event::Tick { turned: next }), [Action::Read]);
+    assert_eq!(proxy.handle(next, Event::Read(Some(seen(value)))), []);
+}
+
+/// Its answer would be taken for that of what is asked now.
+#[test]
+fn one_thing_is_asked_at_a_time() {
+    let value = Value::Record(record(2, Tenure::Serving));
+    let mut standby = proxy(1);
+    poll(&mut standby, &value, 0);
+    let now = Boot(LEASE / 6);
+    assert_eq!(standby.handle(now, Event::Tick { turned: now }), [Action::Read]);
+    assert_eq!(standby.handle(now, Event::IsDead(Holder(2))), [], "it is reading");
+    assert_eq!(standby.handle(now, Event::Tick { turned: now }), []);
+    assert_eq!(standby.handle(now, Event::Read(Some(seen(value)))), []);
+    assert_eq!(standby.handle(now, Event::IsDead(Holder(2))), [Action::Survey]);
+    assert_eq!(standby.handle(now, Event::Tick { turned: now }), [], "servers are asked");
+    // A suspended one whose heartbeat is in reads the marks before it asks for anything else.
+    let mut holder = active();
+    let late = Boot(LEASE + 5);
+    holder.handle(late, Event::Tick { turned: late });
+    holder.handle(late, Event::Carry(Burden { term: Term(50), ..Burden::default() }));
+    assert_eq!(holder.handle(late, Event::Swapped(Swapped::Done(2))), [Action::ReadMarks]);
+    assert_eq!(holder.handle(late, Event::Tick { turned: late }), []);
+    let went = holder.handle(late, Event::MarksAreOwn(true));
+    assert_eq!(went, [Action::Extend(late.after(LEASE))]);
+    let asked = holder.handle(late, Event::Tick { turned: late });
+    assert!(matches!(&asked[..], [Action::Swap { new, .. }] if new.term == Term(50)), "{asked:?}");
+}
+
+/// Nothing is sent to servers any more, whatever comes of what was asked before.
+#[test]
+fn one_that_has_stopped_acts_no_more() {
+    let mut proxy = active();
+    let due = Boot(LEASE / 6 + 10);
+    assert!(matches!(&proxy.handle(due, Event::Tick { turned: due })[..], [Action::Swap { .. }]));
+    assert_eq!(proxy.handle(due, Event::Stopped), [Action::Suspend]);
+    let done = proxy.handle(due, Event::Swapped(Swapped::Done(2)));
+    assert!(matches!(&done[..], [Action::Swap { new, .. }] if new.tenure == Tenure::Free), "{done:?}");
+    assert!(!proxy.acts(due));
+    // The same of one that reads the marks, at the end of a suspension.
+    let mut proxy = active();
+    let late = Boot(LEASE + 5);
+    proxy.handle(late, Event::Tick { turned: late });
+    assert_eq!(proxy.handle(late, Event::Swapped(Swapped::Done(2))), [Action::ReadMarks]);
+    proxy.handle(late, Event::Stopped);
+    assert_eq!(proxy.handle(late, Event::MarksAreOwn(true)), []);
+    assert!(!proxy.acts(late));
+}
+
+/// What the one before has left is carried on, or it would be forgotten with the next heartbeat.
+#[test]
+fn a_heartbeat_carries_what_was_taken_over() {
+    let mut proxy = proxy(1);
+    let mut before = record(2, Tenure::Free);
+    before.lost.set(PairId(3), Epoch(5), &[Place::Backup]);
+    let (us, claimed) = claim(&mut proxy, &Value::Record(before), ALL_CLOSED).expect("a claim");
+    proxy.handle(Boot(us), Event::Swapped(Swapped::Done(4)));
+    let due = Boot(us + LEASE / 6);
+    let beat = proxy.handle(due, Event::Tick { turned: due });
+    let [Action::Swap { new, .. }] = &beat[..] else { panic!("{beat:?}") };
+    assert_eq!(*new, Record { heartbeat: claimed.heartbeat + 1, ..claimed });
+}

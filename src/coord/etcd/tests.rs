@@ -244,32 +244,60 @@ fn what_a_silent_member_was_asked_is_asked_of_no_other_and_the_next_one_is_asked
     assert_eq!(etcd.swap(&absent, &record(2), Instant::now() + Duration::from_secs(2)), Ok(Swapped::Done(1)));
 }
 
+/// Answers what comes on one connection, by its head and body.
+fn answering(mut answer: impl FnMut(&str) -> (u16, String) + Send + 'static) -> Etcd {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut block = [0; 8192];
+        while let Ok(n @ 1..) = stream.read(&mut block) {
+            let (status, body) = answer(&String::from_utf8_lossy(&block[..n]));
+            write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    let access = Access { user: "root".to_owned(), password: "secret".to_owned() };
+    Etcd::new(&[address], "test", Some(access))
+}
+
 /// In both ways in which etcd says so.
 #[test]
 fn who_is_told_that_its_token_is_over_logs_in_again() {
     for (status, body) in [(401, "{}"), (400, r#"{"error":"etcdserver: invalid auth token"}"#)] {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let (mut block, mut tokens) = ([0; 8192], 0);
-            while let Ok(n @ 1..) = stream.read(&mut block) {
-                let asked = String::from_utf8_lossy(&block[..n]).into_owned();
-                let (status, body) = if asked.contains("/v3/auth/authenticate") {
-                    tokens += 1;
-                    (200, format!(r#"{{"token":"t{tokens}"}}"#))
-                } else if asked.contains("Authorization: t1\r\n") {
-                    (status, body.to_owned())
-                } else {
-                    (200, HEALTHY.to_owned())
-                };
-                write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut tokens = 0;
+        let mut etcd = answering(move |asked| {
+            if asked.contains("/v3/auth/authenticate") {
+                tokens += 1;
+                (200, format!(r#"{{"token":"t{tokens}"}}"#))
+            } else if asked.contains("Authorization: t1\r\n") {
+                (status, body.to_owned())
+            } else {
+                (200, HEALTHY.to_owned())
             }
         });
-        let access = Access { user: "root".to_owned(), password: "secret".to_owned() };
-        let mut etcd = Etcd::new(&[address], "test", Some(access));
         assert_eq!(etcd.read(soon()).map(|seen| seen.value), Ok(Value::Absent), "{status}");
     }
+}
+
+/// A start waits for neither: one is given a user that is none, and the other's tokens are worth
+/// nothing to itself.
+#[test]
+fn an_etcd_that_knows_no_users_or_takes_none_of_its_tokens_is_named() {
+    let mut knows_none = answering(|asked| match asked.contains("/v3/auth/authenticate") {
+        true => (400, r#"{"error":"etcdserver: authentication is not enabled"}"#.to_owned()),
+        false => (200, HEALTHY.to_owned()),
+    });
+    let said = knows_none.judge(soon()).unwrap().expect("it will never do");
+    assert!(said.contains("refuses access") && said.contains("not enabled"), "{said}");
+    let mut takes_none = answering(|asked| match asked.contains("/v3/auth/authenticate") {
+        true => (200, r#"{"token":"t"}"#.to_owned()),
+        false => (401, "{}".to_owned()),
+    });
+    let said = takes_none.read(soon()).unwrap_err().to_string();
+    assert!(said.contains("takes no token that it has just given"), "{said}");
+    let mut gives_none = answering(|_| (200, "{}".to_owned()));
+    let said = gives_none.read(soon()).unwrap_err().to_string();
+    assert!(said.contains("says: no token"), "{said}");
 }
 
 #[test]
