@@ -83,6 +83,9 @@ pub(crate) enum Rule {
     LossCommittedBeforeAck,
     /// Whoever comes next lets no copy lead that is known to be lost.
     ListedCopiesDoNotLead,
+    /// When another proxy becomes active, what was passed on and is unanswered is not sent again
+    /// but for reads.
+    PassedOnOnce,
     /// Nothing is filled before the former active proxy is known to be gone.
     FormerIsWaitedFor,
     /// A lease counts from asking for the swap, not from its answer.

@@ -10,8 +10,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use futures::future::{BoxFuture, FutureExt, join_all};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,9 +33,13 @@ const SETTLED: u32 = 10;
 /// A look takes so much of the time between two at most.
 const PART: u32 = 2;
 
+/// Connects to a server, and asks whether it is there.
+pub(super) type Looks = Box<dyn Fn(NodeAddr) -> BoxFuture<'static, io::Result<()>> + Send + Sync>;
+
 pub(super) struct Reach {
     primaries: Vec<NodeAddr>,
     backups: Vec<NodeAddr>,
+    looks: Looks,
     every: Duration,
     known: watch::Receiver<Known>,
     shared: Arc<Shared>,
@@ -49,9 +53,23 @@ impl Reach {
         shared: Arc<Shared>,
         hands_over: CancellationToken,
     ) -> Reach {
+        let looks = |server: NodeAddr| {
+            async move { answers(TcpStream::connect((server.host.as_str(), server.port)).await?).await }.boxed()
+        };
+        Reach::over((&settings.primaries, &settings.backups), Box::new(looks), known, shared, hands_over)
+    }
+
+    /// The same, by other connections.
+    pub(super) fn over(
+        (primaries, backups): (&[ServerSpec], &[ServerSpec]),
+        looks: Looks,
+        known: watch::Receiver<Known>,
+        shared: Arc<Shared>,
+        hands_over: CancellationToken,
+    ) -> Reach {
         let of = |ring: &[ServerSpec]| ring.iter().map(|server| server.addr.clone()).collect();
-        let (primaries, backups) = (of(&settings.primaries), of(&settings.backups));
-        Reach { primaries, backups, every: shared.me.lease, known, shared, hands_over }
+        let (primaries, backups) = (of(primaries), of(backups));
+        Reach { primaries, backups, looks, every: shared.me.lease, known, shared, hands_over }
     }
 
     pub(super) async fn run(self) {
@@ -95,7 +113,7 @@ impl Reach {
     async fn look(&self, ring: &[NodeAddr]) -> Vec<Result<(), String>> {
         let patience = self.every / PART;
         join_all(ring.iter().map(|server| async move {
-            match tokio::time::timeout(patience, answers(server)).await {
+            match tokio::time::timeout(patience, (self.looks)(server.clone())).await {
                 Ok(answered) => answered.map_err(|error| format!("{server}: {error}")),
                 Err(_) => Err(format!("{server}: no answer in time")),
             }
@@ -104,8 +122,7 @@ impl Reach {
     }
 }
 
-async fn answers(server: &NodeAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
+pub(super) async fn answers(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.write_all(node::NOOP).await?;
     match stream.read_u8().await? {
         b'M' => Ok(()),

@@ -23,7 +23,7 @@ use super::asked::{Answer, Ask};
 use super::keeper::{self, Keeper, Order, Told, Tools, Work};
 use super::{survey, turn};
 
-pub(crate) use passing::{Connecting, Passing};
+pub(crate) use passing::{Connecting, Dials, Line, Passing};
 
 /// Whom it asks, and for how long at most.
 pub(crate) trait Reaches {

@@ -167,7 +167,7 @@ impl AsyncRead for Stream {
             Stream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             Stream::Unix(s) => Pin::new(s).poll_read(cx, buf),
             #[cfg(test)]
-            Stream::Memory(s) => s.polled().poll_read(cx, buf),
+            Stream::Memory(s) => s.poll_read(cx, buf),
         }
     }
 }

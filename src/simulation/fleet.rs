@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ambient;
 use crate::cluster::Losses;
 use crate::coord::{Holder, Me, Record, Seen, Swapped, Unread};
-use crate::fleet::simulated::{Becomes, Connecting, Ends, Kept, Own, Passing, Reaches};
+use crate::fleet::simulated::{Becomes, Connecting, Dials, Ends, Kept, Own, Passing, Reaches};
 use crate::ids::Generation;
 use crate::lease::process::{Clock, Needs, Process};
 
@@ -320,6 +320,7 @@ impl Inner {
         let kept = Kept::new(me, own, fence);
         let ends = kept.ends();
         let (passing, passes) = self.pass_on(&kept, (id, machine), &process).unzip();
+        let beside = passing.as_ref().map(|passing| self.beside(passing, (id, machine), (&process, &stops)));
         let (tells, becomes) = unbounded_channel();
         let reach = Reach { fleet: self.clone(), machine, id };
         let keeper = spawn_local(process.clone().run(Needs::Turns, kept.run(reach, tells)));
@@ -333,7 +334,7 @@ impl Inner {
         self.ground.doors.borrow_mut().remove(&id);
         self.ground.net.kill_proxy(id);
         let mut panicked = false;
-        for task in [Some(keeper), passes].into_iter().flatten() {
+        for task in [Some(keeper), passes].into_iter().flatten().chain(beside.into_iter().flatten()) {
             task.abort();
             panicked |= task.await.is_err_and(|error| error.is_panic());
         }
@@ -361,6 +362,44 @@ impl Inner {
         let connects = Box::new(move |address| -> Connecting { wires.clone().connect(machine, address).boxed() });
         let (passing, work) = kept.passes_on(longest * 2, connects, come);
         Some((passing, spawn_local(process.clone().run(Needs::Turns, work))))
+    }
+
+    /// What a process does beside that.
+    fn beside(
+        self: &Rc<Inner>,
+        passing: &Passing,
+        (id, machine): (u32, usize),
+        (process, stops): (&Arc<Process>, &CancellationToken),
+    ) -> Vec<JoinHandle<()>> {
+        let reach = passing.reach(&self.ground.settings, self.dials((id, machine)), stops.clone());
+        let takes = self.clone().take_while_suspended(id, passing.clone());
+        vec![spawn_local(process.clone().run(Needs::Turns, reach)), spawn_local(takes)]
+    }
+
+    /// How a process reaches a server by its name.
+    fn dials(&self, (id, machine): (u32, usize)) -> Dials {
+        let (net, topology) = (self.ground.net.clone(), self.ground.topology.clone());
+        Box::new(move |server| {
+            let node = topology.nodes().find(|node| *topology.addr(*node) == server);
+            let at = net.address(node.map_or(0, |node| node.index()));
+            net.dial((id, machine, false), at).boxed()
+        })
+    }
+
+    /// As the daemon's doors do: its workers stand still, and take nobody.
+    async fn take_while_suspended(self: Rc<Inner>, id: u32, passing: Passing) {
+        // Those of a standby.
+        let Some(own) = self.ground.doors.borrow().get(&id).cloned() else { return };
+        loop {
+            passing.is_suspended(true).await;
+            note(|| format!("world  proxy {id} is suspended"));
+            let instead = |doors| self.ground.doors.borrow_mut().get_mut(&id).map(|own| std::mem::replace(own, doors));
+            let workers = instead(own.clone());
+            passing.is_suspended(false).await;
+            if let Some(workers) = workers {
+                instead(workers);
+            }
+        }
     }
 
     /// The active proxy's workers take what others pass on, too.

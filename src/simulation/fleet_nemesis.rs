@@ -12,6 +12,7 @@ use super::net::Way;
 use super::profile::Profile;
 use super::register::{Course, Faults, Lost};
 use super::world::World;
+use crate::ids::{NodeId, Place};
 
 /// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
 /// noticed, also by whoever takes the place of another one.
@@ -231,8 +232,18 @@ async fn doors(world: &mut World, active: usize) {
 async fn doors_cut(world: &mut World, active: usize) {
     let machine = one(world, active);
     let (there, back) = [(true, true), (true, false), (false, true)][world.rng.random_range(0..3)];
+    if world.rng.random_ratio(1, 12) {
+        // From servers, for so long that it hands over. (Seldom: such a world lasts long, and is
+        // hard to judge.)
+        return cut_off_from_servers(world, active).await;
+    }
     match world.rng.random_range(0..5) {
-        0 => fleet(world).part(machine, there, back, true),
+        // For so long, perhaps, that connections are given up.
+        0 => {
+            fleet(world).part(machine, there, back, true);
+            pause(world, 100..3_000).await;
+            fleet(world).wires().iter().for_each(|wires| wires.give_up());
+        }
         // Later, again and again.
         1 => {
             for _ in 0..world.rng.random_range(1..6) {
@@ -255,6 +266,9 @@ async fn doors_cut(world: &mut World, active: usize) {
         _ => {
             fleet(world).part(machine, there, back, true);
             pause(world, 0..600).await;
+            if world.rng.random_ratio(1, 3) {
+                fleet(world).wires().iter().for_each(|wires| wires.give_up());
+            }
             match world.rng.random_range(0..4) {
                 0 => fleet(world).stop(active),
                 1 => fleet(world).kill(active),
@@ -268,6 +282,21 @@ async fn doors_cut(world: &mut World, active: usize) {
         }
     }
     pause(world, 50..3_000).await;
+}
+
+/// An active proxy that is no newcomer from half of all servers, or from a ring.
+async fn cut_off_from_servers(world: &mut World, active: usize) {
+    let lease = fleet(world).longest_lease();
+    sleep(lease * 10).await;
+    let nodes = world.topology.node_count();
+    let backups: bool = world.rng.random();
+    let ring = |world: &World, node: usize| (world.topology.place(NodeId(node as u16)) == Place::Backup) == backups;
+    for node in 0..nodes {
+        if ring(world, node) {
+            [Way::There, Way::Back].into_iter().for_each(|way| world.net.close(active, node, way, true));
+        }
+    }
+    sleep(lease * 6).await;
 }
 
 /// Schedules that chance seldom has: each is a rule's counter-example, but for the rule.

@@ -229,7 +229,7 @@ missed! {
     with_unclear_answers: UnclearIsRead, Meta, 300, 9;
     with_chosen_cas_ids: NoChosenCasIds, Meta, 300, 1;
     without_terms_of_meta_tokens: CasTermInTokens, Meta, 1_000, 100;
-    without_waiting_for_the_former: FormerIsWaitedFor, FleetPauses, 3_000, 188;
+    without_waiting_for_the_former: FormerIsWaitedFor, FleetPauses, 3_000, 2265;
     with_reads_that_extend: ReadExtendsNothing, FleetRegister, 2_000, 581;
     with_the_candidates_lease_alone: LongerLeaseWaits, FleetCuts, 1_000, 22;
     without_comparing_swaps: SwapCompares, FleetRegister, 1_000, 1;
@@ -246,4 +246,5 @@ missed! {
     with_unknown_swaps_taken_for_made: UnknownIsNotMade, FleetLate, 2_000, 2;
     with_heartbeats_that_are_asked_for_twice: HeartbeatsAreUnique, FleetLate, 2_000, 17;
     without_the_fence_of_marks: FencedByMark, FleetFrozen, 1_000, 1;
+    with_writes_that_are_passed_on_twice: PassedOnOnce, Doors, 1_000, 55;
 }

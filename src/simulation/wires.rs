@@ -1,6 +1,7 @@
 //! The network between the machines of proxies. A connection's bytes are on their way for a while,
 //! and stand still, in order, where a way is closed; whoever ends closes it, but what was sent
-//! before comes first.
+//! before comes first. One that a cut leaves without an answer for long is given up by the kernel
+//! of whoever made it: that end breaks, and what it had sent may arrive all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,6 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, 
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::fleet::simulated::Line;
 
 use super::trace::note;
 
@@ -32,6 +36,8 @@ struct Inner {
     listeners: BTreeMap<usize, UnboundedSender<DuplexStream>>,
     /// From which machine to which one nothing gets through.
     closed: BTreeSet<(usize, usize)>,
+    /// Connections: from which machine to which one, and what gives them up.
+    lines: Vec<(usize, usize, CancellationToken)>,
     late_ms: u64,
     rng: SmallRng,
 }
@@ -47,8 +53,8 @@ fn machine_at(address: &str) -> Option<usize> {
 impl Wires {
     pub(super) fn new(rng: &mut SmallRng) -> Arc<Wires> {
         let rng = SmallRng::seed_from_u64(rng.random());
-        let (listeners, closed) = (BTreeMap::new(), BTreeSet::new());
-        let inner = Mutex::new(Inner { listeners, closed, late_ms: LATE_MS, rng });
+        let (listeners, closed, lines) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        let inner = Mutex::new(Inner { listeners, closed, lines, late_ms: LATE_MS, rng });
         Arc::new(Wires { inner, changed: Notify::new() })
     }
 
@@ -71,6 +77,19 @@ impl Wires {
             note(|| format!("FAULT  machine {from} to machine {to}: closed: {closed}"));
         }
         self.changed.notify_waiters();
+    }
+
+    /// The kernels of those who made them give up the connections that lead over a closed way.
+    pub(super) fn give_up(&self) {
+        let Inner { closed, lines, .. } = &mut *self.lock();
+        lines.retain(|(from, to, given_up)| {
+            let stands = !closed.contains(&(*from, *to)) && !closed.contains(&(*to, *from));
+            if !stands && !given_up.is_cancelled() {
+                note(|| format!("FAULT  a connection of machine {from} to machine {to} is given up"));
+                given_up.cancel();
+            }
+            stands
+        });
     }
 
     /// Everything is late by so much at most.
@@ -104,7 +123,8 @@ impl Wires {
         }
     }
 
-    pub(super) async fn connect(self: Arc<Wires>, from: usize, address: String) -> io::Result<DuplexStream> {
+    /// Returns with it what is cancelled where our own kernel gives it up.
+    pub(super) async fn connect(self: Arc<Wires>, from: usize, address: String) -> io::Result<Line> {
         let to = machine_at(&address).ok_or(io::ErrorKind::HostUnreachable)?;
         self.travel((from, to)).await;
         let ((near, here), (there, far)) = (duplex(SOCKET), duplex(SOCKET));
@@ -114,9 +134,11 @@ impl Wires {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let ((from_near, to_near), (from_far, to_far)) = (split(here), split(there));
-        tokio::spawn(carry(self.clone(), (from, to), from_near, to_far));
-        tokio::spawn(carry(self, (to, from), from_far, to_near));
-        Ok(near)
+        let given_up = CancellationToken::new();
+        self.lock().lines.push((from, to, given_up.clone()));
+        tokio::spawn(carry(self.clone(), (from, to), from_near, to_far, CancellationToken::new()));
+        tokio::spawn(carry(self, (to, from), from_far, to_near, given_up.clone()));
+        Ok((near, given_up))
     }
 }
 
@@ -125,11 +147,20 @@ async fn carry(
     way: (usize, usize),
     mut source: ReadHalf<DuplexStream>,
     mut sink: WriteHalf<DuplexStream>,
+    given_up: CancellationToken,
 ) {
     let mut block = BytesMut::with_capacity(SOCKET);
     loop {
-        let goes_on = matches!(source.read_buf(&mut block).await, Ok(1..));
-        wires.travel(way).await;
+        let comes = async {
+            let goes_on = matches!(source.read_buf(&mut block).await, Ok(1..));
+            wires.travel(way).await;
+            goes_on
+        };
+        let goes_on = tokio::select! {
+            biased;
+            () = given_up.cancelled() => false,
+            goes_on = comes => goes_on,
+        };
         if !goes_on {
             let _ = sink.shutdown().await;
             return;

@@ -9,6 +9,7 @@
 use bytes::Bytes;
 
 use crate::report::statistics::Statistics;
+use crate::rules::{Rule, holds};
 
 /// A line that is longer is not looked at. (As much as is held of a client: who waited for one byte
 /// more would wait for ever.)
@@ -38,7 +39,6 @@ pub(super) enum Owed {
     Told(Bytes),
 }
 
-/// What stands at the beginning of what a client has sent.
 impl Owed {
     /// Whether its client waits for it. (Of quiet requests it waits for what comes behind them.)
     pub(super) fn is_awaited(&self) -> bool {
@@ -46,6 +46,7 @@ impl Owed {
     }
 }
 
+/// What stands at the beginning of what a client has sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Head {
     /// A request of so many bytes, its value included.
@@ -119,7 +120,9 @@ fn line(line: &[u8]) -> Head {
             (Some(rest[3]), plain)
         }
         "cas" if rest.len() == 5 + usize::from(silent) => (Some(rest[3]), plain),
-        "delete" | "incr" | "decr" | "touch" if !rest.is_empty() => (None, plain),
+        "delete" | "incr" | "decr" | "touch" if !rest.is_empty() => {
+            (None, if silent || holds(Rule::PassedOnOnce) { plain } else { kept() })
+        }
         "flush_all" | "verbosity" | "cache_memlimit" => (None, plain),
         "mg" | "md" | "ma" | "me" if !rest.is_empty() => {
             let flags = &rest[1..];

@@ -14,23 +14,35 @@ use tokio::sync::{mpsc::UnboundedReceiver, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backend::NodeStream;
+use crate::config::Settings;
 use crate::fleet::follow::Follower;
 use crate::fleet::hand_over;
-use crate::fleet::keeper::Keeper;
+use crate::fleet::keeper::{Keeper, Role};
 use crate::fleet::peers::{Caller, Host, Serves, Serving};
+use crate::fleet::reach::{Reach, answers};
 use crate::fleet::relay::{self, Shared, Target};
 use crate::fleet::shown::Shown;
-
 use crate::ids::Generation;
+use crate::ring::NodeAddr;
 use crate::server::{InMemory, Stream};
 
 use super::Kept;
 
+/// Between two looks whether a proxy is suspended.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// More than a world has.
 const MAX_CLIENTS: usize = 1_000;
 
-/// A connection in the making.
-pub(crate) type Connecting = BoxFuture<'static, io::Result<DuplexStream>>;
+/// How a server is connected to, by its name.
+pub(crate) type Dials = Box<dyn Fn(NodeAddr) -> BoxFuture<'static, io::Result<NodeStream>> + Send + Sync>;
+
+/// A connection, and what is cancelled where our own kernel gives it up.
+pub(crate) type Line = (DuplexStream, CancellationToken);
+
+/// One in the making.
+pub(crate) type Connecting = BoxFuture<'static, io::Result<Line>>;
 
 #[derive(Clone)]
 pub(crate) struct Passing(Rc<Inner>);
@@ -66,7 +78,11 @@ impl Kept {
             lease: self.own.lease,
             connects: Arc::new(move |address, _, _| {
                 let connecting = connects(address);
-                async move { Ok(Stream::Memory(InMemory::new(connecting.await?))) }.boxed()
+                async move {
+                    let (stream, given_up) = connecting.await?;
+                    Ok(Stream::Memory(InMemory::of_line(stream, given_up)))
+                }
+                .boxed()
             }),
         };
         let inner = Rc::new(Inner {
@@ -147,10 +163,35 @@ impl Passing {
             hands_on: Arc::new(hands_on),
             leaving: CancellationToken::new(),
             others: TaskTracker::new(),
-            standbys: Arc::default(),
+            standbys: self.0.shown.standbys.clone(),
         };
         *self.0.serving.borrow_mut() = Some(serving.clone());
         self.0.serves.send_replace(Some(serving));
+    }
+
+    /// Looks at the servers as long as it is awaited; cancels that where this proxy is active, and
+    /// a standby reaches more.
+    pub(crate) fn reach(
+        &self,
+        settings: &Settings,
+        dials: Dials,
+        hands_over: CancellationToken,
+    ) -> impl Future<Output = ()> + use<> {
+        let looks = Box::new(move |server| {
+            let dial = dials(server);
+            async move { answers(dial.await?).await }.boxed()
+        });
+        let shared = self.0.shared(watch::channel(Target::default()).1);
+        let rings = (&settings.primaries[..], &settings.backups[..]);
+        Reach::over(rings, looks, self.0.keeper.known.clone(), shared, hands_over).run()
+    }
+
+    /// Completes when this proxy is suspended, or is not any more. (Of several that wait for one
+    /// channel tokio wakes any one first: so this one looks.)
+    pub(crate) async fn is_suspended(&self, suspended: bool) {
+        while (self.0.keeper.known.borrow().role == Role::Suspended) != suspended {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Completes when others have nothing unanswered here any more, or had their time.

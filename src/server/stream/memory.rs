@@ -8,8 +8,9 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncWrite, DuplexStream, Interest, Ready};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf, Ready};
 use tokio_util::io::poll_read_buf;
+use tokio_util::sync::CancellationToken;
 
 /// Where there was no room, it is looked for again.
 const FULL: Duration = Duration::from_millis(1);
@@ -24,6 +25,8 @@ struct Inner {
     input: BytesMut,
     ended: bool,
     full: bool,
+    /// Cancelled where its end is not the other one's: our own kernel has given it up.
+    given_up: CancellationToken,
 }
 
 impl Inner {
@@ -32,13 +35,22 @@ impl Inner {
         if self.input.is_empty() && !self.ended {
             self.ended = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.input))? == 0;
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(if self.input.is_empty() { self.is_given_up() } else { Ok(()) })
+    }
+
+    fn is_given_up(&self) -> io::Result<()> {
+        if self.given_up.is_cancelled() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
 
 impl InMemory {
     pub(crate) fn new(stream: DuplexStream) -> InMemory {
-        InMemory(Mutex::new(Inner { stream, input: BytesMut::new(), ended: false, full: false }))
+        InMemory::of_line(stream, CancellationToken::new())
+    }
+
+    /// Of a network that can be cut for long: then it ends once `given_up` is cancelled.
+    pub(crate) fn of_line(stream: DuplexStream, given_up: CancellationToken) -> InMemory {
+        InMemory(Mutex::new(Inner { stream, input: BytesMut::new(), ended: false, full: false, given_up }))
     }
 
     /// To be read from as a stream, from now on or before [`ready`](InMemory::ready) was asked.
@@ -49,6 +61,13 @@ impl InMemory {
     /// As a stream, where nobody asks whether it is [`ready`](InMemory::ready).
     pub(super) fn polled(&mut self) -> Pin<&mut DuplexStream> {
         Pin::new(&mut self.0.get_mut().unwrap_or_else(PoisonError::into_inner).stream)
+    }
+
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let inner = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
+        Poll::Ready(if buf.filled().len() == before { inner.is_given_up() } else { Ok(()) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
