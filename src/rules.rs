@@ -74,6 +74,9 @@ pub(crate) enum Rule {
     ChangingGetIsAWrite,
     /// Where an answer does not say what the item is, it is read.
     UnclearIsRead,
+    /// Copies that have counted to the same number are compared where one may have blanks behind
+    /// it.
+    BlanksAreCompared,
     /// Clients choose no cas ids.
     NoChosenCasIds,
     /// A flush gives the memory another name.

@@ -59,6 +59,8 @@ pub enum Ask {
     KeyAndState,
     /// The same without the key.
     State,
+    /// How long its value is.
+    Length,
 }
 
 impl Ask {
@@ -68,6 +70,7 @@ impl Ask {
             Ask::Cas => b" c",
             Ask::KeyAndItem => b" v f t c",
             Ask::State | Ask::KeyAndState => b" t c",
+            Ask::Length => b" s",
         }
     }
 
@@ -471,6 +474,7 @@ mod tests {
             assert_eq!(added(true), format!("ms {wire} 1{flag} ME k c T0 F5\r\nv\r\n"));
             assert_eq!(added(false), format!("ms {wire} 1{flag} ME T0 F5\r\nv\r\n"));
             assert_eq!(written(|out| mg_unmoved(out, key, Ask::Cas)).0, format!("mg {wire}{flag} c u\r\n"));
+            assert_eq!(written(|out| mg_unmoved(out, key, Ask::Length)).0, format!("mg {wire}{flag} s u\r\n"));
         }
     }
 

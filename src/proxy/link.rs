@@ -53,6 +53,8 @@ pub enum Flight {
     VoidGet,
     /// The `END` of a shared `get` line.
     GetEnd,
+    /// How long the item was that the operation right behind it counts.
+    Length(OpId),
     /// A command of an operation's repair.
     Repair(OpId, RepairStep),
     /// The answer is void, but its command may still be executed, so the node is not drained before

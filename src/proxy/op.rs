@@ -184,6 +184,8 @@ pub struct Op {
     pub ttl: i64,
     /// What the follower was sent.
     pub sent: Mirror,
+    /// How long the follower's item was before it counted.
+    pub(super) length: u32,
     /// When it was first parked, microseconds of the worker's clock; 0 = never.
     pub parked_at_us: u64,
     /// The data of a repair under way.
@@ -204,6 +206,8 @@ pub struct Repair {
     /// What the client is told if the follower leads next, which answered the same write
     /// differently. `None`: the follower was not sent it.
     pub(super) decisive: Option<Decisive>,
+    /// Nobody knows yet whether the copies differ.
+    pub(super) doubted: bool,
     /// How often it was begun.
     pub tries: u32,
     /// Commands of the repair that are unanswered.
@@ -239,6 +243,7 @@ impl Op {
             number: 0,
             ttl: -1,
             sent: Mirror::Set,
+            length: 0,
             parked_at_us: 0,
             repair: None,
         }
@@ -266,6 +271,15 @@ impl Op {
     #[inline(always)]
     pub(super) fn creates(&self) -> bool {
         self.kind.adds() || self.initial.is_some()
+    }
+
+    /// Whether the copies may differ though both have counted to the same number. An item that is
+    /// longer than the number is written over, with blanks behind the number; or, while somebody
+    /// holds the item, replaced by one without blanks: a read that is being sent holds it, and so
+    /// does memcached, which moves an item in its LRU after a second get. `5` stood on one server
+    /// and `5  ` on the other. Where the item is no longer than the number, both give the same.
+    pub(super) fn may_have_blanks(&self) -> bool {
+        self.sent == Mirror::Arithmetic && self.length > self.number.checked_ilog10().unwrap_or(0) + 1
     }
 
     /// That there is nothing, to a read.

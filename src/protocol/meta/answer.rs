@@ -170,6 +170,11 @@ pub fn own_number<'a>(number: u64, meta: Meta, key: &[u8], flags: impl Iterator<
     [&own(head.as_bytes(), meta, key, flags)[..], number.as_bytes(), b"\r\n"].concat().into()
 }
 
+/// How long the value is, in the answer to an `mg` that asked for nothing else.
+pub fn length(line: &[u8]) -> Option<u64> {
+    parse_u64(line.strip_prefix(b"HD s")?.trim_ascii_end())
+}
+
 /// The number in the answer to `ma`.
 pub fn number(reply: &Reply, unit: &[u8]) -> Option<u64> {
     match &reply.kind {

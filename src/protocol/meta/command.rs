@@ -175,6 +175,9 @@ impl Meta {
             (Verb::Delete, _) if self.has(Flag::Stale) => Change::Stale,
             (Verb::Delete, _) if self.has(Flag::Remove) => Change::Unclear,
             (Verb::Delete, _) => Change::Deleted,
+            // The exptime is given to the item that was there, which another may have replaced: see
+            // `Op::may_have_blanks`.
+            (Verb::Arithmetic, _) if self.has(Flag::Ttl) => Change::Unclear,
             (Verb::Arithmetic, _) => Change::Counted,
         }
     }

@@ -147,7 +147,7 @@ fn what_a_command_may_change() {
         ("md k x\r\n", true, true, false, Change::Unclear),
         ("ma k\r\n", true, false, false, Change::Counted),
         ("ma k N5\r\n", true, false, true, Change::Counted),
-        ("ma k T5\r\n", true, false, false, Change::Counted),
+        ("ma k T5\r\n", true, false, false, Change::Unclear),
     ] {
         let (_, meta, _) = request(input);
         let found = (meta.is_write(), meta.is_repeatable(), meta.adds(), meta.change());

@@ -252,7 +252,8 @@ impl Core {
     /// For the log: the answer that has just begun to come from a node took long.
     pub fn tell_slow(&self, at: ConnId, took_us: u64) {
         let conn = &self.links[at];
-        if let Some(Flight::Op(id) | Flight::Get(id)) = conn.flights.front().map(|sent| sent.flight)
+        if let Some(Flight::Op(id) | Flight::Get(id) | Flight::Length(id)) =
+            conn.flights.front().map(|sent| sent.flight)
             && let Some(op) = self.ops.get(id)
         {
             let (key, node) = (String::from_utf8_lossy(op.key()), self.topology.addr(at.node));

@@ -126,9 +126,15 @@ impl Core {
         let mut stranded = Vec::new();
         for conn in &mut self.links[node].conns {
             for sent in &mut conn.flights {
-                let (Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _)) = sent.flight else { continue };
+                let (Flight::Op(id) | Flight::Get(id) | Flight::Repair(id, _) | Flight::Length(id)) = sent.flight
+                else {
+                    continue;
+                };
                 if self.ops[id].pair == pair {
-                    stranded.push((id, true));
+                    // (A length is asked for an operation that comes right behind it.)
+                    if !matches!(sent.flight, Flight::Length(_)) {
+                        stranded.push((id, true));
+                    }
                     sent.flight = if matches!(sent.flight, Flight::Get(_)) { Flight::VoidGet } else { Flight::Void };
                     conn.voids += 1;
                 }

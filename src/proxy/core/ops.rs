@@ -8,7 +8,7 @@ use crate::protocol::node::{self, Ask};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::handles::{ConnId, OpId};
 use crate::proxy::link::{Flight, LinkState};
-use crate::proxy::op::{self, Asker, Kind, Op, Origin, Stage, Wire};
+use crate::proxy::op::{self, Asker, Kind, Mirror, Op, Origin, Stage, Wire};
 use crate::proxy::route::{Follower, Route};
 use crate::rules::{Rule, holds};
 
@@ -168,6 +168,10 @@ impl Core {
                 node::md_stale(conn.out(self.now.us), Key::known(op.key()), cas);
             }
             _ => {
+                if op.sent == Mirror::Arithmetic && holds(Rule::BlanksAreCompared) {
+                    node::mg_unmoved(conn.out(self.now.us), Key::known(op.key()), Ask::Length);
+                    conn.push(Flight::Length(id), self.now.us, 0);
+                }
                 op.encode_follower(conn.out(self.now.us), op.sent, exptime);
                 self.outbox.mark_conn_urgent(conn, at);
             }

@@ -30,13 +30,23 @@ impl Core {
     ///
     /// `decisive`: what the follower's answer means if it leads next.
     pub(super) fn repair(&mut self, id: OpId, decisive: Option<Decisive>) {
+        self.repair_with(id, Repair { decisive, ..Repair::default() });
+    }
+
+    /// The same where both answered alike, and may differ all the same: only a copy that does is
+    /// dropped.
+    pub(super) fn compare(&mut self, id: OpId, decisive: Decisive) {
+        self.repair_with(id, Repair { decisive: Some(decisive), doubted: true, ..Repair::default() });
+    }
+
+    fn repair_with(&mut self, id: OpId, repair: Repair) {
         self.fences.begin_counting(&self.ops, self.now.us);
         if self.ops[id].stage.is_in_flight() {
             self.fences.discount(&self.ops[id]);
         }
         let op = &mut self.ops[id];
         op.stage = Stage::Repair;
-        op.repair = Some(Box::new(Repair { decisive, ..Repair::default() }));
+        op.repair = Some(Box::new(repair));
         let key = Bytes::copy_from_slice(op.key());
         let write = op.kind != Kind::Mend;
         if let Some(fence) = self.fences.get_mut(&key) {
@@ -95,7 +105,8 @@ impl Core {
             fence.marker_ok = true;
         }
         // No write has found a difference here: perhaps there is none.
-        let compared = self.ops[id].kind == Kind::Mend;
+        let op = &self.ops[id];
+        let compared = op.kind == Kind::Mend || op.repair.as_ref().is_some_and(|repair| repair.doubted);
         if compared {
             node::mg_unmoved(self.links[follower].out(self.now.us), Key::known(key), Ask::KeyAndItem);
             self.send_step(id, follower, RepairStep::Compare);
@@ -317,7 +328,10 @@ impl Core {
             return self.repair_broken(id, Some(node));
         }
         if fence.copy.as_ref().is_some_and(|copy| !fence.copy_stale && are_equal(&item, copy)) {
-            self.ops[id].answer = Some(Outcome::NotStored);
+            let op = &mut self.ops[id];
+            if op.kind == Kind::Mend {
+                op.answer = Some(Outcome::NotStored);
+            }
             return self.repair_done(key);
         }
         let at = self.links.of(node, hash);

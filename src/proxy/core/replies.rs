@@ -162,6 +162,7 @@ impl Core {
             bytes::Buf::advance(&mut conn.input, end);
             let fine = match flight {
                 Flight::Op(id) => self.op_answered(id, at, &reply, unit),
+                Flight::Length(id) => self.length_answered(id, &reply, &unit),
                 Flight::Repair(id, step) => self.repair_answered(id, at.node, step, &reply, &unit),
                 Flight::Marker(round) => self.marker_answered(at, round, &reply, &unit),
                 Flight::Mark => self.mark_answered(at, &reply, &unit),
@@ -417,6 +418,20 @@ impl Core {
             && self.gone.was_told(Topology::key_id(op.key()), self.date())
     }
 
+    /// How long the follower's item was before it counts.
+    fn length_answered(&mut self, id: OpId, reply: &Reply, unit: &[u8]) -> bool {
+        let length = match reply.kind {
+            ReplyKind::MetaHd => meta::answer::length(&unit[reply.line.clone()]),
+            ReplyKind::MetaEn => Some(0),
+            // It has no memory for the answer, and nobody knows.
+            ReplyKind::ServerError => Some(u64::MAX),
+            _ => None,
+        };
+        let (Some(length), Some(op)) = (length, self.ops.get_mut(id)) else { return false };
+        op.length = u32::try_from(length).unwrap_or(u32::MAX);
+        true
+    }
+
     pub(super) fn follower_answered(&mut self, id: OpId, reply: &Reply, unit: &[u8]) -> bool {
         let op = &self.ops[id];
         let pair = op.pair;
@@ -446,7 +461,8 @@ impl Core {
             self.finish_with_answer(id);
             return true;
         }
-        if agreement == Agreement::Agree {
+        let doubted = agreement == Agreement::Agree && op.may_have_blanks();
+        if agreement == Agreement::Agree && !doubted {
             if op.sent == Mirror::Withhold && holds(Rule::MarkedStaysGone) {
                 // A miss under the next leader, it is none on this node when it comes back.
                 self.miss(id);
@@ -459,7 +475,9 @@ impl Core {
         } else if flow.is_some_and(|f| self.pairs.is_void(pair, f.leader)) {
             // The leader is deposed: this node leads next, and what it answered decides.
             let answer = decisive_answer(op, said, reply, unit);
-            self.stats.diverged();
+            if !doubted {
+                self.stats.diverged();
+            }
             self.miss(id);
             self.finish(id, answer);
         } else {
@@ -468,8 +486,12 @@ impl Core {
                 ReplyKind::NotFound | ReplyKind::NotStored | ReplyKind::MetaNf | ReplyKind::MetaNs | ReplyKind::MetaEn
             );
             let decisive = Decisive { answer: decisive_answer(op, said, reply, unit), absent };
-            self.stats.diverged();
-            self.repair(id, Some(decisive));
+            if doubted {
+                self.compare(id, decisive);
+            } else {
+                self.stats.diverged();
+                self.repair(id, Some(decisive));
+            }
         }
         true
     }

@@ -28,7 +28,8 @@ pub enum Mirror {
     /// Removal of what cannot be repeated on a follower that is being filled; the key is copied
     /// again.
     Drop,
-    /// The same arithmetic; the numbers must agree.
+    /// The same arithmetic; the numbers must agree, and so must the blanks behind them: see
+    /// [`Op::may_have_blanks`](super::Op::may_have_blanks).
     Arithmetic,
     /// The same append or prepend.
     Concat,
@@ -143,6 +144,7 @@ pub(in crate::proxy) fn mirror(kind: Kind) -> Mirror {
             Change::Deleted => Mirror::Delete,
             Change::Touched => Mirror::Touch,
             Change::Counted => Mirror::Arithmetic,
+            Change::Unclear if !holds(Rule::UnclearIsRead) && meta.verb == Verb::Arithmetic => Mirror::Arithmetic,
             Change::Unclear if !holds(Rule::UnclearIsRead) => Mirror::Set,
             // An unclear change is read back from the leader, unless there was no item.
             Change::Stale | Change::Unclear => Mirror::Withhold,

@@ -280,8 +280,9 @@ fn a_repaired_write_that_waits_for_its_mark_counts_among_those_in_flight() {
     asks(&mut core, client, incr);
     hears(&mut core, A);
     says(&mut core, A, "5\r\n");
-    assert_eq!(hears(&mut core, B), format!("{incr}{MARK}"));
-    says(&mut core, B, &format!("9\r\n{}", shown(&mark(7))));
+    let count = format!("mg k s u\r\n{incr}");
+    assert_eq!(hears(&mut core, B), format!("{count}{MARK}"));
+    says(&mut core, B, &format!("HD s1\r\n9\r\n{}", shown(&mark(7))));
     assert!(hears(&mut core, A).starts_with("mg k"));
     says(&mut core, A, &format!("VA 1 kk f0 t-1 c9\r\n5\r\nVA 16\r\n{}\r\n", Incarnation(7)));
     assert!(hears(&mut core, B).starts_with("md k"));
@@ -295,13 +296,13 @@ fn a_repaired_write_that_waits_for_its_mark_counts_among_those_in_flight() {
     }
     hears(&mut core, A);
     says(&mut core, A, "6\r\n7\r\n");
-    assert_eq!(hears(&mut core, B), format!("{incr}{incr}{MARK}"));
+    assert_eq!(hears(&mut core, B), format!("{count}{count}{MARK}"));
     says(&mut core, B, &shown(&mark(7)));
     assert_eq!(told(&mut core, client), "5\r\n");
     // Number 99 was checked in `put_up`.
-    says(&mut core, B, "99\r\n");
+    says(&mut core, B, "HD s1\r\n99\r\n");
     assert_eq!(hears(&mut core, A), "", "the repair waits for the third");
-    says(&mut core, B, &format!("7\r\n{}", shown(&mark(7))));
+    says(&mut core, B, &format!("HD s1\r\n7\r\n{}", shown(&mark(7))));
     assert!(hears(&mut core, A).starts_with("mg k"));
 }
 

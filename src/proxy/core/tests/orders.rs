@@ -145,7 +145,7 @@ fn a_mend_waits_for_earlier_writes() {
         world.step(&Choice::Order);
         world.step(&Choice::Command(0));
     }
-    let looks = |w: &World| w.wires[0].iter().any(|wire| wire.to.iter().any(|c| c.starts_with(b"mg k")));
+    let looks = |w: &World| w.wires[0].iter().any(|wire| wire.to.iter().any(|c| c.starts_with(b"mg k k")));
     for node in [0, 1] {
         assert!(!looks(&world));
         world.step(&Choice::Execute { worker: 0, node });

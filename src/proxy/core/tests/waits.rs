@@ -133,7 +133,7 @@ fn a_repair_that_waits_for_a_marker_is_not_forgotten() {
     sent(&mut core, A);
     says(&mut core, A, "5\r\n");
     sent(&mut core, NodeId(1));
-    says(&mut core, NodeId(1), "9\r\n");
+    says(&mut core, NodeId(1), "HD s1\r\n9\r\n");
     let repair = |core: &mut Core| {
         for command in sent(core, A).split_inclusive("\r\n") {
             let answer = if command.contains("__resilver__") { "EN\r\n" } else { "VA 1 kk f0 t-1 c9\r\n5\r\n" };

@@ -405,7 +405,12 @@ impl World {
             Choice::Send(client) => self.send(client),
             Choice::Execute { worker, node } => {
                 let command = self.wires[worker][node].to.pop_front().unwrap();
-                let answer = self.nodes[node].execute(&command);
+                let mut answer = self.nodes[node].execute(&command);
+                // What is asked of an item before it counts is asked in one write with the count.
+                if command.ends_with(b" s u\r\n") {
+                    let count = self.wires[worker][node].to.pop_front().unwrap();
+                    answer.extend(self.nodes[node].execute(&count));
+                }
                 self.wires[worker][node].back.push_back(answer);
             }
             Choice::Deliver { worker, node } => {
