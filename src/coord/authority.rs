@@ -470,6 +470,7 @@ impl Authority {
                 self.known_in(now, new, Some(until))
             }
             (Swapped::Refused, Role::Active(active)) => {
+                // (Where the read is not answered it is asked again, and no swap that is refused.)
                 active.look = true;
                 self.ask_to_read(now)
             }

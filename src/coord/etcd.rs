@@ -228,7 +228,8 @@ impl From<Failed> for Unread {
     }
 }
 
-/// A number of the gateway's, which are texts; what is 0 is left out.
+/// A number of the gateway's, which are texts; what is 0 is left out. (No revision is 0, but a
+/// gateway that said so would be understood.)
 fn number(json: &Json) -> Option<u64> {
     if json.is_null() { Some(0) } else { json.as_str()?.parse().ok() }
 }
