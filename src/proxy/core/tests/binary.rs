@@ -9,6 +9,7 @@ use crate::proxy::handles::ClientId;
 
 use super::explore::{Errors, holds};
 use super::history::Req::{self, *};
+use super::large::Alone;
 use super::repair::diverged;
 use super::spoken::{Spoken, packet};
 use super::world::{Choice, Fault, KEY, World};
@@ -252,4 +253,28 @@ fn a_stranger_is_closed_at_once() {
     let mut talk = Talk::new();
     talk.ask(b"GET key\r\nversion\r\n");
     assert!(talk.hear().starts_with("ERROR\r\nVERSION "), "a client that shouts is none");
+}
+
+/// A network may bring it byte by byte: what is spoken is known as soon as it can be, and for good.
+#[test]
+fn what_a_client_speaks_is_known_however_it_comes() {
+    for (said, answer) in [
+        (&b"*1\r\n$4\r\nPING\r\n"[..], &b"-ERR"[..]),
+        (b"*\r\n", b"ERROR\r\n"),
+        (b"\x16\x03\x01", b"\x15\x03"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400"),
+        (&packet(0x0b, b"", b"", b"", 0), b"\x81\x0b"),
+    ] {
+        for operator in [false, true] {
+            for piece in [usize::MAX, 10, 1] {
+                let mut world = Alone::new();
+                let id = if operator { world.core.handle_operator(world.now).id } else { world.client() };
+                said.chunks(piece).for_each(|part| world.say(id, part));
+                let (told, said) = (world.told(id), said.escape_ascii());
+                let answer = if operator && answer == b"ERROR\r\n" { b"ERROR Too many".as_slice() } else { answer };
+                let shown = told.escape_ascii();
+                assert!(told.starts_with(answer), "{said} by {piece}, operator: {operator}: {shown}");
+            }
+        }
+    }
 }
