@@ -22,7 +22,7 @@ pub(crate) use heap::stir as stir_heap;
 pub use heap::{give_memory_back, keep_heap_small};
 pub use limits::{FileLimit, LimitError, raise_file_limit};
 pub use listen::{BindError, Bound, Listeners, Listening, OperatorListeners, SocketFile, bind};
-pub(crate) use listen::{bind_also, cannot_accept, into_tokio};
+pub(crate) use listen::{bind_also, bind_for_others, cannot_accept, into_tokio};
 pub(crate) use logging::OpenedLog;
 pub use logging::{LogError, span_of, start_logging};
 pub(crate) use logging::{lost_log_lines, open_log, thread_of};

@@ -157,11 +157,14 @@ impl Cluster {
             self.nodes[node.index()].former = Former::There;
         }
         self.losses.awaits_former(true);
-        let looks = self.controls.iter().map(|control| control.connections());
+        // (One that has not answered the start would be waited for as long as requests may take.)
+        let looks = self.nodes.iter().zip(&self.controls).map(|(run, control)| async move {
+            if run.view.is_some() { control.connections().await.ok() } else { None }
+        });
         let found = futures::future::join_all(looks).await;
         for (node, found) in self.topology.nodes().zip(found) {
             let mut there = There::default();
-            if let Some(sight) = found.ok().filter(|_| self.nodes[node.index()].view.is_some()) {
+            if let Some(sight) = found {
                 there.look(&sight);
             }
             let control = self.controls[node.index()].clone();
@@ -400,6 +403,15 @@ mod tests {
             assert_eq!(told.awaits.lock().unwrap().contains(&false), !stops);
             assert_eq!(cluster.pairs[0].pair.is_foreign(), stops);
         }
+    }
+
+    /// Its host is lost together with this server, say: all others would wait for that, too.
+    #[tokio::test]
+    async fn a_server_that_has_not_answered_the_start_is_not_waited_for() {
+        let (mut cluster, _) = cluster();
+        assert!(cluster.nodes.iter().all(|run| run.view.is_none()));
+        assert!(cluster.look_for_former().now_or_never().is_some(), "it goes on at once");
+        assert!(cluster.awaits_former());
     }
 
     /// Nobody reaches these servers: it is by the end of the grace, or the operator's word.

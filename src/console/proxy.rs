@@ -167,6 +167,11 @@ pub(crate) fn stats(connection: &mut Connection, command: &str) -> std::io::Resu
     Ok(if said.is_end() && !stats.is_empty() { Answer::Stats(stats) } else { Answer::Other(said.line()) })
 }
 
+/// Whether a standby says that itself, in the place of the active proxy.
+fn is_of_a_standby(words: &str) -> bool {
+    words.starts_with("no proxy is active") || words.starts_with("the active proxy")
+}
+
 /// A proxy that answers.
 pub(crate) struct Proxy<'a> {
     at: &'a Endpoint,
@@ -205,6 +210,10 @@ impl<'a> Proxy<'a> {
         self.look_on(counters).map_err(|why| match said.text("proxy:role") {
             "standby" => {
                 let active = said.text("proxy:active");
+                if let Some((_, words)) = why.split_once("SERVER_ERROR ").filter(|(_, words)| is_of_a_standby(words)) {
+                    let words = words.trim_end_matches('"');
+                    return format!("{at}: is a standby, and passes nothing on: {words}{}", trouble(&said));
+                }
                 // (It may be starting.)
                 let answer = match why.split_once("SERVER_ERROR ") {
                     Some((_, words)) => format!("says: {}", words.trim_end_matches('"')),

@@ -327,6 +327,16 @@ fn bind_tcp(address: SocketAddr, only_v6: bool, queues: usize) -> io::Result<Vec
     sockets.into_iter().map(listening).collect()
 }
 
+/// Binds an address that others than clients connect to: one socket, which lets as many wait.
+///
+/// # Errors
+///
+/// What the system refused.
+pub(crate) fn bind_for_others(address: SocketAddr) -> io::Result<TcpListener> {
+    let queues = bind_tcp(address, false, 1)?;
+    queues.into_iter().next().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
 fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
     remove_stale(path)?;
     let bound = || {

@@ -338,6 +338,7 @@ fn share(
         takeover_wait: own.takeover_wait,
         clients: TaskTracker::new(),
         max_clients: settings.max_clients,
+        idle_timeout: settings.idle_timeout,
         links: TaskTracker::new(),
         shown: shown.clone(),
         hurry: Box::new(move || hurries.hurry()),

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{FleetSettings, RegisterSettings, Settings};
-use crate::daemon::cannot_accept;
+use crate::daemon::{bind_for_others, cannot_accept};
 use crate::ids::Generation;
 use crate::later;
 use crate::lease;
@@ -61,6 +61,9 @@ pub(super) const LEAVING: &[u8] = b"leaving";
 
 /// Longer than any first line.
 pub(super) const LINE_MAX: usize = 512;
+
+/// How many control connections there may be: one of each other proxy.
+const CONTROLS: usize = 1000;
 
 /// How long the first line may take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -126,6 +129,16 @@ fn may_be_elsewhere(own: &FleetSettings) -> bool {
     own.candidate && !members.iter().all(here)
 }
 
+/// Where an address given by `--advertise` leads on this machine.
+fn leads_to(address: &NodeAddr) -> io::Result<Option<SocketAddr>> {
+    let named = |error: io::Error| {
+        let why =
+            format!("--advertise {address}: {error}; give an address of this machine, or a name that leads to one");
+        io::Error::new(error.kind(), why)
+    };
+    Ok((address.host.as_str(), address.port).to_socket_addrs().map_err(named)?.next())
+}
+
 /// Binds the peer listener. Returns with it where other proxies reach this one.
 ///
 /// # Errors
@@ -134,7 +147,7 @@ fn may_be_elsewhere(own: &FleetSettings) -> bool {
 pub(super) fn bind(settings: &Settings, own: &FleetSettings) -> io::Result<(StdListener, String)> {
     let first = settings.listen.first().map(SocketAddr::ip);
     let at = match &own.advertise {
-        Some(address) => (address.host.as_str(), address.port).to_socket_addrs()?.next(),
+        Some(address) => leads_to(address)?,
         None => first.map(|ip| SocketAddr::new(ip, 0)),
     };
     let at = at.unwrap_or_else(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
@@ -146,10 +159,17 @@ pub(super) fn bind(settings: &Settings, own: &FleetSettings) -> io::Result<(StdL
             at.ip()
         )));
     }
-    let listener = StdListener::bind(at).map_err(|error| {
+    if let Some(address) = own.advertise.as_ref().filter(|_| at.ip().is_loopback() && may_be_elsewhere(own)) {
+        return Err(io::Error::other(format!(
+            "--advertise {address} leads to {} on this machine, where the proxies of other hosts do not reach this \
+             one; give an address of this machine that they reach (or change /etc/hosts), or --candidate no if it is \
+             only to pass requests on",
+            at.ip()
+        )));
+    }
+    let listener = bind_for_others(at).map_err(|error| {
         io::Error::new(error.kind(), format!("cannot listen for other proxies on {at}: {error}; give --advertise an address of this machine and a port that is free"))
     })?;
-    listener.set_nonblocking(true)?;
     let bound = listener.local_addr()?;
     let address = match &own.advertise {
         Some(address) => NodeAddr { port: bound.port(), ..address.clone() }.to_string(),
@@ -284,6 +304,9 @@ fn judge(words: &[&str], name: &str, serving: Option<Serving>, acts: bool) -> Re
     }
     match *purpose {
         "data" => Ok((serving, Purpose::Data, version)),
+        "control" if serving.others.len() >= CONTROLS => {
+            Err(format!("{CONTROLS} control connections to this proxy are open"))
+        }
         "control" => Ok((serving, Purpose::Control, version)),
         other => Err(format!("{other} is no purpose of a connection between proxies that this one knows")),
     }
@@ -331,7 +354,8 @@ pub(super) fn over_tcp() -> Connects {
     })
 }
 
-/// A control connection, until the other end closes it.
+/// A control connection, until the other end closes it. While this proxy is suspended it answers
+/// nothing: others would take it for one that serves clients.
 async fn keep(mut stream: Stream, serving: Serving, (peer, version): (Option<Peer>, u32)) {
     let _counted = serving.others.token();
     let entry = serving.standbys.enter(peer, version);
@@ -351,7 +375,7 @@ async fn keep(mut stream: Stream, serving: Serving, (peer, version): (Option<Pee
             read = stream.read_u8() => {
                 let Ok(byte) = read else { return };
                 entry.asked(byte);
-                if stream.write_all(&[PONG]).await.is_err() {
+                if !lease::is_over() && stream.write_all(&[PONG]).await.is_err() {
                     return;
                 }
             }

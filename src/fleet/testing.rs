@@ -79,6 +79,7 @@ pub(super) fn shared(target: watch::Receiver<Target>, takeover_wait: Duration, l
         takeover_wait,
         clients: TaskTracker::new(),
         max_clients: 1,
+        idle_timeout: None,
         links: TaskTracker::new(),
         shown: Arc::default(),
         hurry: Box::new(|| {}),

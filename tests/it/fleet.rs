@@ -196,6 +196,11 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     assert!(status.0 == Some(3) && status.1.contains("is suspended"), "{status:?}");
     let waited = said(active, &["wait", "--ready", "--timeout", "1ms"]);
     assert!(waited.0 == Some(1) && waited.1.contains("is suspended, and serves nobody"), "{waited:?}");
+    // Nobody is served there either, though the active proxy's process lives.
+    wait_until("the standby says so", DEADLINE, || shown(standby, "ready") == "0");
+    assert_eq!(asked_for(&admins[1 - at], "/readyz").0, "503");
+    let status = said(standby, &["status"]);
+    assert!(status.1.contains("is a standby that does not reach the active proxy"), "{status:?}");
     let socket = dir.path().join(format!("{at}"));
     for command in ["reload", "resync"] {
         let refused = Command::new(Proxy::binary()).arg(command).arg("--proxy").arg(&socket).output().expect("run");

@@ -1,5 +1,8 @@
 use super::*;
+use crate::config::{CommandLine, Host as Machine};
 use crate::fleet::standbys::Fitness;
+use crate::lease::Boot;
+use crate::lease::process::{Clock, Needs, Process};
 use crate::stats::closings::count_of;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -156,4 +159,75 @@ async fn who_has_a_control_connection_is_known_as_long_as_that_lasts() {
         }
     };
     tokio::time::timeout(LONG, gone).await.expect("it is forgotten");
+}
+
+/// What stands in the way of a listener with that line.
+fn bound(line: &str) -> io::Result<(StdListener, String)> {
+    let line = format!("resilver -s a:1 -b b:2 {line}");
+    let Ok(CommandLine::Run(plan)) = CommandLine::parse(line.split_whitespace(), &Machine::this()) else {
+        panic!("{line}")
+    };
+    bind(&plan.pools[0], plan.pools[0].fleet.as_ref().expect("a fleet"))
+}
+
+/// All clients of a standby dial the active proxy anew at once. Whoever finds no room waits for a
+/// second, and longer the next time.
+#[test]
+fn as_many_may_wait_to_be_taken_as_at_the_clients_own_door() {
+    let (listener, address) = bound("--coordinate etcd://127.0.0.1:1/a").unwrap();
+    let address = address.parse().unwrap();
+    let dial = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)).map_err(|error| error.kind());
+    // More than the usual 128.
+    let waiting: Result<Vec<_>, _> = (0..200).map(dial).collect();
+    assert!(waiting.is_ok(), "{:?}", waiting.err());
+    drop(listener);
+}
+
+/// Debian's /etc/hosts has the machine's own name so.
+#[test]
+fn a_name_that_leads_to_this_machine_alone_is_refused_where_others_have_to_reach_it() {
+    let hides = "--advertise localhost:11300 leads to ";
+    for (line, words) in [
+        ("--coordinate etcd://10.0.0.9:2379/a --advertise localhost:11300", hides),
+        ("--coordinate etcd://10.0.0.9:2379/a --advertise no.such.name.invalid:1", "--advertise no.such.name"),
+    ] {
+        let error = bound(line).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("give an"), "{error}");
+    }
+    for line in [
+        "--coordinate etcd://10.0.0.9:2379/a --advertise localhost:11300 --candidate no",
+        "--coordinate etcd://127.0.0.1:2379/a --advertise localhost:11300",
+    ] {
+        // (Somebody may have that port.)
+        assert!(bound(line).err().is_none_or(|error| !error.to_string().contains(hides)), "{line}");
+    }
+}
+
+/// Its standbys would be called ready while nobody is served.
+#[tokio::test]
+async fn a_suspended_proxy_answers_no_question_whether_it_is_there() {
+    let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut asks = TcpStream::connect(door.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = door.accept().await.unwrap();
+    let process = Process::new(Clock::new(1, 1000));
+    tokio::spawn(process.clone().run(Needs::Turns, keep(Stream::Tcp(stream), serving(), (None, 2))));
+    asks.write_all(&[Fitness::Fit.byte()]).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(50), asks.read_u8()).await.is_err(), "it is suspended");
+    process.run(Needs::Turns, async { lease::extend(Boot(u64::MAX - 1)) }).await;
+    asks.write_all(&[Fitness::Fit.byte()]).await.unwrap();
+    assert_eq!(tokio::time::timeout(LONG, asks.read_u8()).await.expect("an answer").unwrap(), PONG);
+}
+
+/// A program that goes wrong, say, would take all files of the active proxy.
+#[tokio::test]
+async fn control_connections_have_a_bound() {
+    let serving = serving();
+    let mut others: Vec<_> = (1..CONTROLS).map(|_| serving.others.token()).collect();
+    let words: Vec<&str> = "proxy 1 7 control a".split(' ').collect();
+    let control = || judge(&words, "a", Some(serving.clone()), true).map(|(_, purpose, _)| purpose);
+    assert_eq!(control(), Ok(Purpose::Control));
+    others.push(serving.others.token());
+    assert_eq!(control(), Err("1000 control connections to this proxy are open".to_owned()));
+    let data: Vec<&str> = "proxy 1 7 data a".split(' ').collect();
+    assert!(judge(&data, "a", Some(serving.clone()), true).is_ok(), "clients are served");
 }

@@ -29,9 +29,20 @@ impl Default for At {
 /// The end of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum End {
-    Text,
+    Text(Said),
     NoOp,
     Binary { opcode: u8, opaque: [u8; 4] },
+}
+
+/// What an answer's words tell of what it answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Said {
+    /// No quiet command (`q`) is answered so.
+    Aloud,
+    /// `HD` or `VA`: of quiet commands `mg` alone is answered so.
+    Found,
+    /// Any may be answered so: an error, say.
+    Other,
 }
 
 /// How much of a line is looked at: a key has 250 bytes, and four numbers follow.
@@ -41,6 +52,15 @@ impl Answers {
     /// Whether something of an answer has come, and not all.
     pub(super) fn is_begun(&self) -> bool {
         self.begun
+    }
+
+    /// Whether what has come of an answer may be the beginning of one to a no-op.
+    pub(super) fn may_be_no_op(&self) -> bool {
+        match &self.at {
+            At::Line(head) => b"MN\r\n".starts_with(head),
+            At::Header(_) => true,
+            At::Value { .. } => false,
+        }
     }
 
     /// Takes what has come up to the end of an answer, or all. Returns how many bytes that are.
@@ -112,11 +132,16 @@ fn after(line: &[u8]) -> (At, Option<End>) {
     };
     match words.first().copied().unwrap_or_default() {
         "VALUE" => value(3, None),
-        "VA" => value(1, Some(End::Text)),
+        "VA" => value(1, Some(End::Text(Said::Found))),
         "STAT" | "ITEM" | "PREFIX" | "mg" => (At::default(), None),
         word if word.starts_with("key=") => (At::default(), None),
         "MN" => (At::default(), Some(End::NoOp)),
-        _ => (At::default(), Some(End::Text)),
+        "HD" => (At::default(), Some(End::Text(Said::Found))),
+        "END" | "STORED" | "NOT_STORED" | "EXISTS" | "NOT_FOUND" | "DELETED" | "TOUCHED" | "OK" | "VERSION" | "EN" => {
+            (At::default(), Some(End::Text(Said::Aloud)))
+        }
+        number if number.parse::<u64>().is_ok() => (At::default(), Some(End::Text(Said::Aloud))),
+        _ => (At::default(), Some(End::Text(Said::Other))),
     }
 }
 
@@ -148,7 +173,7 @@ mod tests {
                     let (taken, end) = parser.take(piece);
                     (seen, piece) = (seen + taken, &piece[taken..]);
                     if let Some(end) = end {
-                        assert_eq!((end, parser.is_begun()), (End::Text, false));
+                        assert!(matches!(end, End::Text(_)) && !parser.is_begun());
                         ends.push(seen);
                     }
                 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -14,7 +15,6 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::fleet::peers::{self, Purpose, Unreached};
 use crate::fleet::stream;
 use crate::ids::Generation;
-use crate::protocol::node;
 use crate::report::statistics::PATIENCE;
 use crate::server::Stream;
 
@@ -65,7 +65,7 @@ impl Ending {
 }
 
 /// Why none is active, as far as this proxy knows.
-pub(super) fn none(target: &Target) -> String {
+fn none(target: &Target) -> String {
     match &target.active {
         _ if !target.why.is_empty() => target.why.clone(),
         Some((_, address)) if target.leaving => format!("that on {address} hands over, or has ended"),
@@ -99,6 +99,8 @@ impl Relay {
                 self.link_ended(if present { Ending::Unknown } else { Ending::Replaced })?;
             } else if target.leaving {
                 self.drain_link()?;
+            } else {
+                self.leaving = None;
             }
         }
         let open = target.active.as_ref().filter(|_| !target.leaving);
@@ -123,13 +125,24 @@ impl Relay {
                 self.dialling = Some((generation, Box::pin(dial)));
             }
             if waits.elapsed() >= self.shared.takeover_wait {
-                self.refuse(&format!("no proxy is active: {}", none(&target)))?;
+                self.refuse(&self.why_not())?;
             }
         }
         if self.waits.is_some_and(|waits| waits.elapsed() >= PATIENCE) {
-            self.tell_statistics(&format!("no proxy is active: {}", none(&target)));
+            self.tell_statistics(&self.why_not());
         }
         Ok(())
+    }
+
+    /// Why what waits is not passed on, in words for its client.
+    pub(super) fn why_not(&self) -> String {
+        let (target, reached) = (self.target.borrow(), self.shared.shown.reached.load(Ordering::Relaxed));
+        match &target.active {
+            Some((_, address)) if reached && !target.leaving && !target.silent => {
+                format!("the active proxy, on {address}, takes no connection for this client")
+            }
+            _ => format!("no proxy is active: {}", none(&target)),
+        }
     }
 
     pub(super) fn dialled(&mut self, generation: Generation, dialled: Result<Stream, Unreached>) {
@@ -153,8 +166,7 @@ impl Relay {
         }
     }
 
-    /// Its proxy hands over: nothing new is sent, and it is closed once all is answered. A question
-    /// of this proxy's own tells that what is owed nothing was done.
+    /// Its proxy hands over: nothing new is sent, and it is closed once all is answered.
     fn drain_link(&mut self) -> Result<(), Over> {
         self.leaving.get_or_insert_with(Instant::now);
         if self.given_up_at().is_some_and(|at| Instant::now() >= at) {
@@ -167,9 +179,8 @@ impl Relay {
         }
         if self.owed.is_empty() && self.to_link.is_empty() {
             (self.link, self.leaving) = (None, None);
-        } else if self.owed.iter().all(|owed| matches!(owed, Owed::Nothing | Owed::Perhaps)) {
-            self.owed.push_back(Owed::Own);
-            self.to_link.extend_from_slice(node::NOOP);
+        } else {
+            self.ask_behind();
         }
         Ok(())
     }
@@ -200,7 +211,7 @@ impl Relay {
             Ending::Closed if self.opaque => Over::ByActive,
             _ => Over::Replaced,
         };
-        if self.opaque || self.answers.is_begun() {
+        if self.opaque || self.is_amid_answer() {
             // As where a server's connection breaks.
             return Err(over);
         }
@@ -214,13 +225,14 @@ impl Relay {
                 Owed::Nothing => return Err(over),
                 // The question was this proxy's own.
                 Owed::Own => {}
-                Owed::Perhaps | Owed::Named { .. } => return Err(over),
+                Owed::Perhaps { .. } | Owed::Named { .. } => return Err(over),
             }
         }
         self.owed = kept;
         // The rest of what was begun is not sent to anybody.
         self.dropped = std::mem::take(&mut self.left);
-        self.answers = Answers::default();
+        (self.answers, self.asks) = (Answers::default(), false);
+        self.held.clear();
         self.tell_front();
         Ok(())
     }

@@ -6,10 +6,12 @@
 //! because it is unknown whether they were executed, and are never sent again, except pure reads;
 //! requests not forwarded yet wait for the next active proxy.
 
+mod admitted;
 mod answers;
 mod link;
 mod over;
 mod requests;
+mod settle;
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,8 +39,9 @@ use crate::server::Stream;
 use super::peers::Caller;
 use super::shown::Shown;
 use super::stream::{interest, is_ended_there, ready};
-use answers::{Answers, End};
-use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended, none};
+use admitted::Admission;
+use answers::Answers;
+use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended};
 pub(super) use over::Ends;
 use over::Over;
 use requests::{Head, Owed, head, statistics};
@@ -72,6 +75,8 @@ pub(super) struct Shared {
     /// Clients here, and how many there may be.
     pub(super) clients: TaskTracker,
     pub(super) max_clients: usize,
+    /// `--idle-timeout`.
+    pub(super) idle_timeout: Option<Duration>,
     /// Connections to an active proxy.
     pub(super) links: TaskTracker,
     /// What people are shown of this proxy.
@@ -89,14 +94,14 @@ pub(super) struct Shared {
 pub(super) fn serve(mut client: Stream, shared: Arc<Shared>, reload: Option<Arc<Reload>>) -> impl Future<Output = ()> {
     // Now: who waits for all clients to be served waits for this one.
     let counted = shared.clients.token();
-    let is_one_too_many = shared.clients.len() > shared.max_clients;
+    let admission = Admission::of(shared.clients.len(), shared.max_clients);
     async move {
         let _counted = counted;
-        if is_one_too_many {
+        if admission == Admission::Refused {
             shared.shown.ends.count(Over::TooMany, || client.peer());
             return client.refuse(TOO_MANY).await;
         }
-        Relay { reload, ..Relay::new(client, shared) }.run().await;
+        Relay { reload, admission, ..Relay::new(client, shared) }.run().await;
     }
 }
 
@@ -117,6 +122,9 @@ struct Relay {
     /// What the client is owed, in order.
     owed: VecDeque<Owed>,
     answers: Answers,
+    /// This proxy has asked something itself; and the beginning of what may be the answer to that.
+    asks: bool,
+    held: BytesMut,
     /// How many bytes of the present request are still to be passed on, and how many to be thrown
     /// away.
     left: usize,
@@ -141,6 +149,9 @@ struct Relay {
     /// Since when the link's proxy is known to hand over.
     leaving: Option<Instant>,
     former: Option<Former>,
+    admission: Admission,
+    /// When the client last sent something, or took the last of what it had asked for.
+    rested: Instant,
     /// An operator's connection: reads the settings again; and the reading under way.
     reload: Option<Arc<Reload>>,
     reloading: Option<BoxFuture<'static, Bytes>>,
@@ -160,6 +171,8 @@ impl Relay {
             to_client: BytesMut::new(),
             owed: VecDeque::new(),
             answers: Answers::default(),
+            asks: false,
+            held: BytesMut::new(),
             left: 0,
             dropped: 0,
             opaque: false,
@@ -173,6 +186,8 @@ impl Relay {
             half_closed: false,
             leaving: None,
             former: None,
+            admission: Admission::Client,
+            rested: Instant::now(),
             reload: None,
             reloading: None,
         }
@@ -199,7 +214,7 @@ impl Relay {
 
     /// Tells the client why it is closed, unless half of an answer stands before that.
     fn say_why(&mut self, why: Over) {
-        if self.opaque || self.answers.is_begun() {
+        if self.opaque || self.is_amid_answer() {
             return;
         }
         let Some(words) = why.last_words() else { return };
@@ -224,6 +239,7 @@ impl Relay {
         if self.shared.over.is_cancelled() && !self.finished && !self.opaque && self.left == 0 {
             self.read_last().await?;
         }
+        self.end_silence()?;
         self.follow_target()?;
         self.pass_on();
         self.tell_front();
@@ -287,7 +303,7 @@ impl Relay {
         let finished = (self.half_closed && self.link.is_some()).then(|| self.moved + self.shared.takeover_wait);
         // While an active proxy is dialled that does not answer.
         let own = self.waits.filter(|_| self.asks_for_statistics().is_some()).map(|waits| waits + PATIENCE);
-        soon.into_iter().chain(own).chain(late).chain(self.given_up_at()).chain(finished).min()
+        soon.into_iter().chain(own).chain(late).chain(self.given_up_at()).chain(finished).chain(self.silent_at()).min()
     }
 
     /// The client sends nothing more: it gets the answers that it is owed, and then the connection
@@ -301,8 +317,7 @@ impl Relay {
         if self.link.is_none() && self.dialling.is_none() {
             // The client may be gone altogether: requests that wait for a later proxy are refused
             // now instead.
-            let why = none(&self.target.borrow());
-            self.refuse(&format!("no proxy is active: {why}"))?;
+            self.refuse(&self.why_not())?;
             return Err(Over::Left);
         }
         let all_sent =
@@ -316,7 +331,7 @@ impl Relay {
         let Some(Link { stream, .. }) = &self.link else { return if self.opaque { Err(Over::Left) } else { Ok(()) } };
         let unknown = self.opaque
             || self.left > 0
-            || self.owed.iter().any(|owed| matches!(owed, Owed::Perhaps | Owed::Named { quiet: true, .. }));
+            || self.owed.iter().any(|owed| matches!(owed, Owed::Perhaps { .. } | Owed::Named { quiet: true, .. }));
         if unknown && !self.half_closed {
             // What it is owed is unknown: only the link's end shows that all was answered.
             stream.close_half().map_err(|_| Over::Unanswered)?;
@@ -399,6 +414,11 @@ impl Relay {
     }
 
     fn head(&self) -> Head {
+        let is_binary = self.input.first() == Some(&requests::MAGIC);
+        if !self.input.is_empty() && self.dialect == (if is_binary { Dialect::Text } else { Dialect::Binary }) {
+            // A connection has one protocol: the active proxy says so, and closes it.
+            return Head::Opaque;
+        }
         match head(&self.input) {
             Head::Reload { bytes } if self.reload.is_none() => Head::Request { bytes, owed: Owed::Answer },
             head => head,
@@ -435,6 +455,7 @@ impl Relay {
                 Head::OfProxy { bytes } => {
                     // Who asks for much and reads nothing waits.
                     if !self.is_owed_nothing() || self.to_client.len() >= HELD {
+                        self.ask_behind();
                         break;
                     }
                     self.input.advance(bytes);
@@ -445,17 +466,21 @@ impl Relay {
                     }
                 }
                 Head::Reload { bytes } => {
-                    let Some(reload) = self.reload.clone().filter(|_| self.is_owed_nothing()) else { break };
+                    let Some(reload) = self.reload.clone().filter(|_| self.is_owed_nothing()) else {
+                        self.ask_behind();
+                        break;
+                    };
                     self.input.advance(bytes);
                     self.reloading = Some(Box::pin(async move { reload.answer().await }));
                     if !self.has_work() {
                         self.waits = None;
                     }
                 }
-                _ if self.link.is_none() || leaving || self.reloading.is_some() => break,
-                // Only what comes behind a no-op tells what became of these.
-                _ if self.owed.len() >= OWED_MAX && self.owed.front() == Some(&Owed::Perhaps) => self.opaque = true,
-                _ if self.owed.len() >= OWED_MAX => break,
+                _ if self.link.is_none() || leaving || self.asks || self.reloading.is_some() => break,
+                _ if self.owed.len() >= OWED_MAX => {
+                    self.ask_behind();
+                    break;
+                }
                 Head::Request { bytes, owed } => {
                     if owed.is_awaited() {
                         self.is_asked();
@@ -499,7 +524,12 @@ impl Relay {
                 if self.dialect == Dialect::Unknown {
                     self.dialect = Dialect::of(&self.input);
                 }
-                Ok(())
+                if let Dialect::Foreign(who) = self.dialect {
+                    self.to_client.extend_from_slice(who.answer());
+                    return Err(Over::Foreign);
+                }
+                self.rested = Instant::now();
+                self.admit()
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(Over::Left),
@@ -522,71 +552,14 @@ impl Relay {
 
     fn write_to_client(&mut self) -> io::Result<()> {
         match self.client.try_write(&self.to_client) {
-            Ok(n) => self.to_client.advance(n),
+            Ok(n) => {
+                self.to_client.advance(n);
+                self.rested = Instant::now();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
         Ok(())
-    }
-
-    /// Answers have come.
-    fn answered(&mut self, mut bytes: &[u8]) {
-        if self.opaque {
-            return self.to_client.extend_from_slice(bytes);
-        }
-        while !bytes.is_empty() {
-            let (taken, end) = self.answers.take(bytes);
-            // Also of the beginning of an answer: whose it is, is to be known.
-            while self.owed.front() == Some(&Owed::Nothing) {
-                self.owed.pop_front();
-            }
-            let own = self.owed.front() == Some(&Owed::Own);
-            if !own {
-                self.to_client.extend_from_slice(&bytes[..taken]);
-            }
-            bytes = &bytes[taken..];
-            match end {
-                Some(End::Text) => self.text_ended(),
-                Some(End::NoOp) => self.no_op_ended(),
-                Some(End::Binary { opcode, opaque }) => self.binary_ended(opcode, opaque),
-                None => continue,
-            }
-            self.asked = Instant::now();
-            self.tell_front();
-        }
-        self.awaits = self.owed.iter().any(Owed::is_awaited);
-    }
-
-    fn text_ended(&mut self) {
-        match self.owed.front() {
-            Some(Owed::Answer | Owed::Read(_)) => drop(self.owed.pop_front()),
-            // It may be the answer to any that follows, before a no-op.
-            Some(Owed::Perhaps) => {}
-            _ => self.opaque = true,
-        }
-    }
-
-    fn no_op_ended(&mut self) {
-        while let Some(owed) = self.owed.pop_front() {
-            if matches!(owed, Owed::NoOp | Owed::Own) {
-                return;
-            }
-        }
-        self.opaque = true;
-    }
-
-    fn binary_ended(&mut self, opcode: u8, opaque: [u8; 4]) {
-        while let Some(Owed::Named { opcode: asked, opaque: name, quiet }) = self.owed.front() {
-            let found = (*asked, *name) == (opcode, opaque);
-            if !found && !quiet {
-                break;
-            }
-            self.owed.pop_front();
-            if found {
-                return;
-            }
-        }
-        self.opaque = true;
     }
 }
 

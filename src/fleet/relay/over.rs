@@ -24,7 +24,7 @@ impl Over {
     /// What is sent to the client at the end, if it is still there and does not know the reason.
     pub(super) fn last_words(self) -> Option<&'static str> {
         match self {
-            Over::Left | Over::ByActive | Over::TooMany | Over::Shutdown => None,
+            Over::Left | Over::ByActive | Over::Idle | Over::Foreign | Over::TooMany | Over::Shutdown => None,
             Over::Planned | Over::Replaced | Over::NoneActive | Over::Former | Over::Unanswered => Some(self.words()),
         }
     }
@@ -37,6 +37,10 @@ reasons! {
         Left = "closed_by_client", "it closed the connection";
         /// By the active proxy, which knows why: it said `quit`, say.
         ByActive = "closed_by_active", "the active proxy closed it";
+        /// It has sent nothing, and waited for nothing, for so long.
+        Idle = "closed_idle", "silent for --idle-timeout";
+        /// TLS, HTTP or Redis's protocol: it was told so in that.
+        Foreign = "closed_foreign", "it does not speak memcached's protocol";
         /// `-n`. The client has got an error that says so.
         TooMany = "closed_too_many", "-n/--max-clients are connected";
         /// This proxy ends, or becomes the active one, which has its clients anew.
@@ -67,7 +71,7 @@ impl Ends {
     /// One more; `peer`: where it came from.
     pub(super) fn count(&self, why: Over, peer: impl FnOnce() -> String) {
         self.counts[why as usize].fetch_add(1, Ordering::Relaxed);
-        if matches!(why, Over::Left | Over::ByActive | Over::Shutdown) {
+        if matches!(why, Over::Left | Over::ByActive | Over::Idle | Over::Shutdown) {
             return;
         }
         // Nothing waits while it is held.

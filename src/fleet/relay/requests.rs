@@ -27,13 +27,14 @@ pub(super) enum Owed {
     Read(Bytes),
     /// No answer (`noreply`).
     Nothing,
-    /// An answer or none, as it turns out (`q`).
-    Perhaps,
+    /// An answer or none, as it turns out (`q`). Of a change (no `mg`) it is never told that it was
+    /// made.
+    Perhaps { reads: bool },
     /// `MN`, which nothing else is answered with: what was asked before is over by then.
     NoOp,
     /// The same for the binary protocol, which names what is answered.
     Named { opcode: u8, opaque: [u8; 4], quiet: bool },
-    /// The answer to this proxy's own question behind requests without answers: it is dropped.
+    /// The answer to this proxy's own question behind requests that may get none: it is dropped.
     Own,
     /// This, in the place of an answer that does not come.
     Told(Bytes),
@@ -42,7 +43,7 @@ pub(super) enum Owed {
 impl Owed {
     /// Whether its client waits for it. (Of quiet requests it waits for what comes behind them.)
     pub(super) fn is_awaited(&self) -> bool {
-        !matches!(self, Owed::Nothing | Owed::Perhaps | Owed::Named { quiet: true, .. })
+        !matches!(self, Owed::Nothing | Owed::Perhaps { .. } | Owed::Own | Owed::Named { quiet: true, .. })
     }
 }
 
@@ -61,10 +62,13 @@ pub(super) enum Head {
     Opaque,
 }
 
+/// What each request of the binary protocol begins with.
+pub(super) const MAGIC: u8 = 0x80;
+
 pub(super) fn head(input: &[u8]) -> Head {
     match input.first() {
         None => Head::Part,
-        Some(0x80) => binary(input),
+        Some(&MAGIC) => binary(input),
         Some(_) => match memchr::memchr(b'\n', input) {
             Some(end) => line(&input[..=end]),
             None if input.len() >= LINE_MAX => Head::Opaque,
@@ -79,17 +83,33 @@ pub(super) fn statistics(input: &[u8]) -> Option<Statistics> {
     Statistics::asked_by(line.split_ascii_whitespace())
 }
 
+/// Whether nothing else has come than what operators say: lines of these, and a part of one.
+pub(super) fn is_for_operators(input: &[u8]) -> bool {
+    const WORDS: [&[u8]; 7] = [b"stats", b"resync", b"node", b"list", b"version", b"mn", b"quit"];
+    let mut lines = input.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let is_one = |line: &[u8]| {
+        let mut words = line.split(u8::is_ascii_whitespace);
+        words.next().is_some_and(|word| WORDS.contains(&word))
+    };
+    input.first() != Some(&MAGIC) && input.len() <= LINE_MAX && lines.all(is_one)
+}
+
 /// Commands of the binary protocol that are treated apart.
 pub(super) mod opcode {
     pub(in crate::fleet::relay) const QUIT: u8 = 0x07;
+    pub(in crate::fleet::relay) const NOOP: u8 = 0x0a;
     pub(in crate::fleet::relay) const STAT: u8 = 0x10;
     pub(in crate::fleet::relay) const QUITQ: u8 = 0x17;
 }
 
 fn binary(input: &[u8]) -> Head {
     let Some(header) = input.first_chunk::<24>() else { return Head::Part };
-    let [_, code, .., b0, b1, b2, b3, o0, o1, o2, o3, _, _, _, _, _, _, _, _] = *header;
+    let [_, code, k0, k1, extras, .., b0, b1, b2, b3, o0, o1, o2, o3, _, _, _, _, _, _, _, _] = *header;
     let body = u32::from_be_bytes([b0, b1, b2, b3]) as usize;
+    if usize::from(u16::from_be_bytes([k0, k1])) + usize::from(extras) > body {
+        // The active proxy says so, and closes the connection.
+        return Head::Opaque;
+    }
     let quiet = matches!(code, 0x09 | 0x0d | 0x11..=0x16 | 0x18..=0x1a | 0x1e | 0x24);
     // Of `stat` the last answer alone has no key.
     match code {
@@ -131,7 +151,7 @@ fn line(line: &[u8]) -> Head {
             (
                 None,
                 if perhaps {
-                    Owed::Perhaps
+                    Owed::Perhaps { reads: verb == "mg" }
                 } else if reads {
                     kept()
                 } else {
@@ -139,7 +159,10 @@ fn line(line: &[u8]) -> Head {
                 },
             )
         }
-        "ms" if rest.len() >= 2 => (Some(rest[1]), if rest[2..].contains(&"q") { Owed::Perhaps } else { Owed::Answer }),
+        "ms" if rest.len() >= 2 => {
+            let perhaps = rest[2..].contains(&"q");
+            (Some(rest[1]), if perhaps { Owed::Perhaps { reads: false } } else { Owed::Answer })
+        }
         "mn" => (None, Owed::NoOp),
         "version" => (None, Owed::Answer),
         "stats" if rest == ["proxy"] => return Head::OfProxy { bytes: line.len() },
@@ -194,8 +217,8 @@ mod tests {
         for silent in ["set a 0 0 1 noreply\r\nx\r\n", "delete a noreply\r\n", "flush_all noreply\r\n"] {
             assert_eq!(owed(silent.as_bytes()), Some(Owed::Nothing), "{silent}");
         }
-        for perhaps in ["mg a v q\r\n", "ms a 1 q\r\nx\r\n", "md a q\r\n"] {
-            assert_eq!(owed(perhaps.as_bytes()), Some(Owed::Perhaps), "{perhaps}");
+        for (perhaps, reads) in [("mg a v q\r\n", true), ("ms a 1 q\r\nx\r\n", false), ("md a q\r\n", false)] {
+            assert_eq!(owed(perhaps.as_bytes()), Some(Owed::Perhaps { reads }), "{perhaps}");
         }
         for unknown in ["\r\n", "what\r\n", "what is it\n"] {
             assert_eq!(owed(unknown.as_bytes()), Some(Owed::Answer), "{unknown}");
@@ -210,6 +233,15 @@ mod tests {
         {
             assert_eq!(statistics(line.as_bytes()), asked, "{line}");
         }
+        for (said, is) in [
+            ("stats\r\nresync status\nstats proxy\r\nge", true),
+            ("version\r\nget a\r\n", false),
+            ("statsproxy\r\n", false),
+            ("\r\n", false),
+        ] {
+            assert_eq!(is_for_operators(said.as_bytes()), is, "{said}");
+        }
+        assert!(!is_for_operators(&[MAGIC]));
         assert_eq!(head(b"reload\r\n"), Head::Reload { bytes: 8 });
         assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));
         assert_eq!((head(&vec![b'a'; LINE_MAX - 1]), head(&vec![b'a'; LINE_MAX])), (Head::Part, Head::Opaque));
@@ -223,5 +255,8 @@ mod tests {
             assert_eq!(owed(&get(code)), Some(Owed::Named { opcode: code, opaque: [0, 0, 0, 7], quiet }));
         }
         assert_eq!((head(&get(0x07)), head(&get(0)[..23])), (Head::Opaque, Head::Part));
+        let mut wrong = get(0);
+        wrong[11] = 0;
+        assert_eq!(head(&wrong), Head::Opaque, "it is closed for that");
     }
 }

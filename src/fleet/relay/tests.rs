@@ -8,13 +8,15 @@ use crate::fleet::testing::{Active, LONG, ends, shared};
 use crate::testing::log::Log;
 
 /// Exactly that comes next.
-async fn hear(stream: &mut (impl tokio::io::AsyncRead + Unpin), wanted: &str) {
+pub(super) async fn hear(stream: &mut (impl tokio::io::AsyncRead + Unpin), wanted: impl AsRef<[u8]>) {
+    let wanted = wanted.as_ref();
     let mut got = vec![0; wanted.len()];
-    timeout(LONG, stream.read_exact(&mut got)).await.unwrap_or_else(|_| panic!("{wanted:?} does not come")).unwrap();
-    assert_eq!(String::from_utf8_lossy(&got), wanted);
+    let came = timeout(LONG, stream.read_exact(&mut got)).await;
+    came.unwrap_or_else(|_| panic!("{} does not come", wanted.escape_ascii())).unwrap();
+    assert_eq!(got.escape_ascii().to_string(), wanted.escape_ascii().to_string());
 }
 
-async fn until(mut is: impl FnMut() -> bool) {
+pub(super) async fn until(mut is: impl FnMut() -> bool) {
     let waits = async {
         while !is() {
             tokio::task::yield_now().await;
@@ -24,13 +26,13 @@ async fn until(mut is: impl FnMut() -> bool) {
 }
 
 /// A client of a relay, and what the relay goes by.
-async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Sender<Target>, Arc<Shared>) {
+pub(super) async fn client(first: Target, takeover_wait: Duration) -> (TcpStream, watch::Sender<Target>, Arc<Shared>) {
     let (shows, target) = watch::channel(first);
     let shared = Arc::new(shared(target, takeover_wait, LONG));
     (served(&shared).await, shows, shared)
 }
 
-async fn served(shared: &Arc<Shared>) -> TcpStream {
+pub(super) async fn served(shared: &Arc<Shared>) -> TcpStream {
     let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(door.local_addr().unwrap()).await.unwrap();
     let (stream, _) = door.accept().await.unwrap();
@@ -152,7 +154,8 @@ async fn one_client_too_many_is_told_so_and_the_next_one_is_served() {
     let one = Active::new(1).await;
     let (first, _shows, shared) = client(one.target(), LONG).await;
     let mut second = served(&shared).await;
-    hear(&mut second, std::str::from_utf8(TOO_MANY).unwrap()).await;
+    second.write_all(b"stats proxy\r\nget a\r\n").await.unwrap();
+    hear(&mut second, TOO_MANY).await;
     ends(&mut second).await;
     assert_eq!(shared.shown.ends.of(Over::TooMany), 1);
     drop(first);
@@ -507,6 +510,12 @@ async fn clients_are_told_which_proxy_does_not_answer() {
     hear(&mut client_of_one, closed).await;
     // Nothing listens there.
     drop(one);
+    // Of one whose control connection stands it is not said that none is active.
+    let (mut client_of_one, _shows, shared) = client(target.clone(), Duration::from_millis(300)).await;
+    shared.shown.reached.store(true, Ordering::Relaxed);
+    client_of_one.write_all(b"get a\r\n").await.unwrap();
+    let refused = format!("SERVER_ERROR the active proxy, on {address}, takes no connection for this client\r\n");
+    hear(&mut client_of_one, &refused).await;
     for (target, why) in [
         (target.clone(), format!("that on {address} does not answer")),
         (Target { leaving: true, ..target }, format!("that on {address} hands over, or has ended")),
@@ -583,4 +592,53 @@ async fn a_client_that_sends_no_more_is_told_that_no_proxy_is_active() {
     let refused = "SERVER_ERROR no proxy is active: etcd is away\r\n";
     hear(&mut client, &format!("{refused}{refused}")).await;
     ends(&mut client).await;
+}
+
+/// It would wait for an answer that nobody gives, or be told more than the active proxy says.
+#[tokio::test]
+async fn who_speaks_no_protocol_of_memcacheds_is_told_so_here() {
+    for first in [&b"\x16\x03\x01\x02\0\x01\0"[..], b"*1\r\n$4\r\nPING\r\n", b"GET / HTTP/1.1\r\n\r\n"] {
+        let one = Active::new(1).await;
+        let (mut client, _shows, shared) = client(one.target(), LONG).await;
+        client.write_all(first).await.unwrap();
+        let Dialect::Foreign(who) = Dialect::of(first) else { panic!("{}", first.escape_ascii()) };
+        hear(&mut client, who.answer()).await;
+        ends(&mut client).await;
+        assert_eq!(shared.shown.ends.of(Over::Foreign), 1);
+    }
+}
+
+/// It answers, and closes: there is nothing to add.
+#[tokio::test]
+async fn a_binary_client_that_the_active_proxy_closes_for_its_fault_is_told_no_more() {
+    let get = |key: u8, body: u8| [&[0x80, 0, 0, key, 0, 0, 0, 0, 0, 0, 0, body][..], &[0; 12], &[b'k'; 1]].concat();
+    for faulty in [get(9, 1), [get(1, 1), b"get k\r\n".to_vec()].concat()] {
+        let one = Active::new(1).await;
+        let (mut client, _shows, shared) = client(one.target(), LONG).await;
+        client.write_all(&faulty).await.unwrap();
+        let mut link = one.welcome("data").await;
+        hear(&mut link, &faulty).await;
+        link.write_all(b"what it says").await.unwrap();
+        drop(link);
+        hear(&mut client, "what it says").await;
+        ends(&mut client).await;
+        assert_eq!(shared.shown.ends.of(Over::ByActive), 1);
+    }
+}
+
+/// Its control connection broke, and it lives: nobody is given up for that any more.
+#[tokio::test]
+async fn a_proxy_that_does_not_hand_over_after_all_waits_for_its_clients() {
+    let one = Active::new(1).await;
+    let (shows, target) = watch::channel(Target { leaving: true, ..one.target() });
+    let ((here, _client), (link, _there)) =
+        (tokio::net::UnixStream::pair().unwrap(), tokio::net::UnixStream::pair().unwrap());
+    let mut relay = Relay::new(Stream::Unix(here), Arc::new(shared(target, LONG, LONG)));
+    relay.dialled(Generation(1), Ok(Stream::Unix(link)));
+    relay.opaque = true;
+    for leaving in [true, false] {
+        shows.send_replace(Target { leaving, ..one.target() });
+        assert!(relay.follow_target().is_ok());
+        assert_eq!(relay.given_up_at().is_some(), leaving);
+    }
 }

@@ -111,6 +111,7 @@ impl Inner {
             takeover_wait: self.takeover_wait,
             clients: self.clients.clone(),
             max_clients: MAX_CLIENTS,
+            idle_timeout: None,
             links: self.links.clone(),
             shown: self.shown.clone(),
             hurry: Box::new(move || hurries.hurry()),
