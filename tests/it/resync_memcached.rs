@@ -214,9 +214,7 @@ async fn only_what_was_missed_is_touched() {
     const COUNT: usize = 200_000;
     const MISSED: usize = 1_000;
     let world = World::start(&[], &[]);
-    for node in [LEADER, TARGET] {
-        fill(&mut world.pipe(node).await, COUNT, |i| item(i, 1_900_000_000)).await;
-    }
+    world.fill_both(COUNT, |i| item(i, 1_900_000_000)).await;
     world.missed.reset();
     let mut leader = world.pipe(LEADER).await;
     // The node is away: changed, deleted, new.
@@ -268,9 +266,7 @@ async fn what_differs_is_found_by_comparing() {
     for mode in [Fill::Compare, Fill::Adopt] {
         let world = World::start(&[], &[]);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        for node in [LEADER, TARGET] {
-            fill(&mut world.pipe(node).await, COUNT, |i| item(i, now)).await;
-        }
+        world.fill_both(COUNT, |i| item(i, now)).await;
         let (mut leader, mut target) = (world.pipe(LEADER).await, world.pipe(TARGET).await);
         // Different, missing on one side, with another expiry.
         let odd = |name: &str, i: usize, ttl: usize| format!("ms {name}-{i} 3 F{i} T{ttl}\r\nodd\r\n").into_bytes();
@@ -330,9 +326,7 @@ async fn what_cannot_be_compared_says_so() {
     for (leader, target) in [("-X", "-Iv"), ("-C", "-Iv"), ("-Iv", "-X"), ("-Iv", "-C")] {
         let args = |arg: &'static str| if arg == "-Iv" { vec![] } else { vec![arg] };
         let world = World::start(&args(leader), &args(target));
-        for node in [LEADER, TARGET] {
-            fill(&mut world.pipe(node).await, 100, |i| item(i, 1)).await;
-        }
+        world.fill_both(100, |i| item(i, 1)).await;
         let (outcome, _) = world.resync(Fill::Compare, Tuning::default()).await;
         let error = outcome.result.unwrap_err();
         assert_eq!(error.reason(), "cannot_enumerate", "{error}");
