@@ -4,7 +4,7 @@
 /// The last of Unicode's private characters: each stands for the byte that it ends with.
 const FIRST: u32 = 0x10_ff00;
 
-/// The text for these bytes. [`bytes`] gives them back.
+/// The text for these bytes. [`bytes()`] gives them back.
 pub fn text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
