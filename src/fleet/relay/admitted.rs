@@ -61,19 +61,21 @@ impl Relay {
 
     /// When its silence ends the client, unless it says something, or waits for something.
     pub(super) fn silent_at(&self) -> Option<Instant> {
-        if self.admission == Admission::Operator && self.dialect == Dialect::Unknown {
+        if self.is_mute_operator() {
             return Some(self.rested + OPERATOR_SILENCE);
         }
-        let asked_nothing = |owed: &Owed| {
-            matches!(owed, Owed::Nothing | Owed::Perhaps { .. } | Owed::Own | Owed::Named { quiet: true, .. })
-        };
         let waits = self.opaque
             || self.waits.is_some()
             || self.reloading.is_some()
             || !self.to_client.is_empty()
             || !self.to_link.is_empty()
-            || !self.owed.iter().all(asked_nothing);
+            || self.owed.iter().any(Owed::is_awaited);
         self.shared.idle_timeout.filter(|_| !waits).map(|timeout| self.rested + timeout)
+    }
+
+    /// In a place for operators, and it has said nothing yet.
+    fn is_mute_operator(&self) -> bool {
+        self.admission == Admission::Operator && self.dialect == Dialect::Unknown
     }
 
     /// Ends a client that has been silent for too long.
@@ -81,7 +83,7 @@ impl Relay {
         match self.silent_at() {
             Some(at) if Instant::now() < at => Ok(()),
             None => Ok(()),
-            Some(_) if self.admission == Admission::Operator && self.dialect == Dialect::Unknown => self.turn_away(),
+            Some(_) if self.is_mute_operator() => self.turn_away(),
             Some(_) => Err(Over::Idle),
         }
     }
