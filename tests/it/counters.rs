@@ -10,7 +10,7 @@ use crate::binary_differential::Connection;
 use crate::support::{Cluster, DEADLINE, Memcached, Shape};
 
 /// Counters of `stats` that a command moves.
-const COUNTERS: [&str; 18] = [
+pub const COUNTERS: [&str; 18] = [
     "cmd_get",
     "cmd_set",
     "cmd_flush",
