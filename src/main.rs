@@ -4,11 +4,11 @@
 use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use resilver::config::{CommandLine, Host, Plan, Settings, UsageErrors};
 use resilver::daemon::{
-    self, BackgroundError, Bound, Identity, LimitError, Listeners, PidFile, Signals, SocketFile, Supervisor,
+    self, BackgroundError, Bound, Identity, LimitError, Listeners, OwnFiles, PidFile, Signals, SocketFile, Supervisor,
 };
 use resilver::reload::Reload;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,9 @@ fn main() -> ExitCode {
         }
     };
     let in_background = plan.process.daemonize && !plan.process.background_child;
-    let outcome = if in_background { start_child() } else { serve(plan, host) };
+    let files = OwnFiles::default();
+    let outcome = if in_background { start_child() } else { serve(plan, host, &files) };
+    files.remove();
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -61,50 +63,25 @@ fn start_child() -> Result<u8, Box<dyn Error>> {
 }
 
 /// Runs the proxy in this process until it is told to stop. Returns the exit code.
-fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
+fn serve(mut plan: Plan, host: Host, files: &OwnFiles) -> Result<u8, Box<dyn Error>> {
     daemon::give_memory_back();
     if plan.process.background_child {
         daemon::detach()?;
     }
     // Dropped last: what was logged until then is written.
     let _log = daemon::start_logging(&plan.process.log)?;
-    let identity = Identity::wanted(&plan.process)?;
     give_way(&mut plan)?;
     for name in &plan.process.unknown_variables {
         tracing::warn!("the variable {name} is no option of resilver's, and is left out; resilver --help lists them");
     }
-    // First the pid file: "already running" tells more than "address in use".
-    let pid_file = plan.process.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let bound = daemon::bind(&plan)?;
-    let of_pools = plan.pools.iter().filter_map(|settings| settings.unix_socket.as_ref());
-    // Sockets that systemd has bound stay when this process ends.
-    let own = of_pools.chain(&plan.process.admin_socket).filter(|path| !bound.kept.contains(path));
-    let socket_files = own.map(|path| SocketFile::own(path)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(identity) = &identity {
-        // A device or a pipe in the log's place stays whose it is.
-        let log = plan.process.log.file.as_deref().filter(|path| path.is_file());
-        for path in pid_file.iter().map(PidFile::path).chain(socket_files.iter().map(SocketFile::path)).chain(log) {
-            identity.hand_over(path)?;
-        }
-        identity.assume()?;
-    }
-    daemon::keep_heap_small()?;
-
     let shutdown = CancellationToken::new();
-    let files = Arc::new(Mutex::new(Some((pid_file, socket_files))));
-    let remove_files = {
-        let files = Arc::clone(&files);
-        move || drop(files.lock().ok().and_then(|mut files| files.take()))
-    };
     // Judged with the rights of the start, before root is given up.
     let reload = Arc::new(Reload::new(Arc::new(move || read_again(&host)), plan.clone()));
-    let asked = reload.clone();
-    let reload_once = move || {
-        let reload = asked.clone();
-        // Its result is logged.
-        async move { drop(reload.reload().await) }
-    };
-    Signals::catch()?.watch(shutdown.clone(), reload_once, remove_files.clone())?;
+    // Before there is a file to be removed, and before anybody can see that this process runs: a
+    // SIGTERM right after it was seen to listen, or a SIGHUP, must not kill it.
+    watch_signals(&shutdown, &reload, files)?;
+    let bound = prepare(&plan, files)?;
+
     let told = plan.clone();
     let supervisor = Supervisor::of_this_process()?.map(Arc::new);
     let (supervised, stopping) = (reload.clone(), shutdown.clone());
@@ -120,14 +97,50 @@ fn serve(mut plan: Plan, host: Host) -> Result<u8, Box<dyn Error>> {
         resilver::pools::run(plan, bound, (shutdown, reload), ready).map(|()| 0)
     } else {
         let (settings, listeners) = only(plan, bound)?;
-        run_alone(settings, listeners, (shutdown, reload), ready, remove_files.clone())
+        let own = files.clone();
+        run_alone(settings, listeners, (shutdown, reload), ready, move || own.remove())
     };
-    remove_files();
+    files.remove();
     match &ended {
         Ok(_) => tracing::info!("stopped"),
         Err(error) => tracing::error!(%error, "ended"),
     }
     Ok(ended?)
+}
+
+fn watch_signals(shutdown: &CancellationToken, reload: &Arc<Reload>, files: &OwnFiles) -> std::io::Result<()> {
+    let (reload, files) = (reload.clone(), files.clone());
+    let reload_once = move || {
+        let reload = reload.clone();
+        // Its result is logged.
+        async move { drop(reload.reload().await) }
+    };
+    Signals::catch()?.watch(shutdown.clone(), reload_once, move || files.remove())
+}
+
+/// What is made before anybody is served: files, sockets, and who the process is.
+fn prepare(plan: &Plan, files: &OwnFiles) -> Result<Bound, Box<dyn Error>> {
+    let identity = Identity::wanted(&plan.process)?;
+    // First the pid file: "already running" tells more than "address in use".
+    if let Some(path) = &plan.process.pid_file {
+        files.add_pid_file(PidFile::create(path)?);
+    }
+    let bound = daemon::bind(plan)?;
+    let of_pools = plan.pools.iter().filter_map(|settings| settings.unix_socket.as_ref());
+    // Sockets that systemd has bound stay when this process ends.
+    for path in of_pools.chain(&plan.process.admin_socket).filter(|path| !bound.kept.contains(path)) {
+        files.add_socket(SocketFile::own(path)?);
+    }
+    if let Some(identity) = &identity {
+        // A device or a pipe in the log's place stays whose it is.
+        let log = plan.process.log.file.clone().filter(|path| path.is_file());
+        for path in files.paths().into_iter().chain(log) {
+            identity.hand_over(&path)?;
+        }
+        identity.assume()?;
+    }
+    daemon::keep_heap_small()?;
+    Ok(bound)
 }
 
 /// The pool that is alone in its process, maybe as one proxy of several.

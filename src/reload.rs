@@ -176,8 +176,8 @@ impl Reload {
         if self.pools.iter().all(|pool| pool.serving().is_none()) {
             log.put_in_place();
             current.process.log.clone_from(&plan.process.log);
-            return Ok("the log alone: this proxy is not the active one, and what else has changed counts from its \
-                       next start on"
+            return Ok("the log alone: this proxy is not, or not yet, the active one, and what else has changed \
+                       counts from its next start on"
                 .to_owned());
         }
         self.all_answer(&plan.pools).await?;

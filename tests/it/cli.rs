@@ -544,6 +544,43 @@ fn magents_command_line_runs() {
     assert_eq!(running.end().0, Some(0));
 }
 
+/// A start that was told to stop at once: whatever of it is seen first (the pid file comes before
+/// the sockets, and those before the clients are served), the process ends in good order, and a
+/// SIGHUP ends nothing.
+#[test]
+fn signals_are_heeded_from_the_first_sign_of_life_on() {
+    for signs in ["the pid file", "the socket"].repeat(8).iter().zip(0..) {
+        let (sign, round) = signs;
+        let dir = tempfile::tempdir().unwrap();
+        let ((pid_file, pid_text), (socket, socket_text)) = (path(&dir, "pid"), path(&dir, "socket"));
+        let mut command = resilver();
+        command.args(SERVER).args([
+            "--pid-file",
+            &pid_text,
+            "--unix-socket",
+            &socket_text,
+            "-p",
+            &free_port().to_string(),
+        ]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut running = Running { child };
+        let seen = if *sign == "the pid file" { &pid_file } else { &socket };
+        // No sleep: what is looked for lasts for some hundred microseconds.
+        let start = Instant::now();
+        while !seen.exists() {
+            assert!(start.elapsed() < DEADLINE, "waited in vain for {sign}");
+            std::thread::yield_now();
+        }
+        if round % 4 > 1 {
+            running.signal(Signal::SIGHUP);
+        }
+        running.signal(Signal::SIGTERM);
+        let (code, log) = running.end();
+        assert_eq!(code, Some(0), "{sign}, round {round}: {log}");
+        assert!(!pid_file.exists() && !socket.exists(), "{sign}, round {round}: {log}");
+    }
+}
+
 /// stderr is a pipe that is full and that nobody reads, as under a supervisor that hangs: clients
 /// are served all the same.
 #[test]
