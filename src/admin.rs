@@ -8,9 +8,10 @@
 
 mod busy;
 mod history;
-mod http;
+pub(crate) mod http;
 mod process;
 mod shown;
+mod site;
 mod socket;
 
 use std::sync::Arc;
@@ -28,7 +29,6 @@ use crate::report::metrics::{Around, Standing};
 use crate::stats::WorkerStats;
 use crate::stats::closings::closed;
 
-pub(crate) use busy::{BUSY, Closings, Refusals, refuse};
 use history::Recorder;
 use shown::{Metrics, Shown};
 use socket::Operators;
@@ -51,8 +51,6 @@ struct Admin {
     /// The pools: at least one, which has no name where the settings have no pools.
     pools: Vec<Shown>,
     metrics: Metrics,
-    /// Visitors that were late, or broke, for the log.
-    closings: Closings,
     /// The proxy is told to stop.
     shutdown: CancellationToken,
 }
@@ -91,8 +89,9 @@ pub(crate) fn serve(
             pools.push(Shown::new(panel.pool, (panel.desk, panel.losses, panel.memory), recorder.history()));
             runtime.spawn(recorder.record_forever());
         }
-        let admin = Admin { pools, metrics: Metrics::default(), closings: Closings::default(), shutdown };
-        runtime.spawn(http::accept_forever(listener, Arc::new(admin)));
+        let admin = Admin { pools, metrics: Metrics::default(), shutdown };
+        // Also while it stops: it says so.
+        runtime.spawn(http::serve(listener, Arc::new(admin), CancellationToken::new()));
     }
     Ok(())
 }

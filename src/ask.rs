@@ -10,6 +10,7 @@ use clap::Parser;
 
 use crate::console::command::{EXIT_USAGE, failed, run, unwritten};
 use crate::console::proxy::{Proxy, ProxyArg, WHOLE_TIMEOUT, refused};
+use crate::protocol::statistics;
 use crate::protocol::whole::Whole;
 
 /// The proxy cannot be reached, or has answered an error.
@@ -275,7 +276,7 @@ fn ask(at: &ProxyArg, command: &str) -> Result<(), String> {
         }
         if !said.is_end() {
             let bytes = said.bytes().trim_ascii_end();
-            let line = bytes.strip_prefix(b"STAT ").unwrap_or(bytes);
+            let line = statistics::for_people(bytes);
             if let Err(error) = out.write_all(line).and_then(|()| out.write_all(b"\n")) {
                 return unwritten(&error);
             }

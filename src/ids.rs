@@ -74,7 +74,22 @@ impl fmt::Display for Place {
     }
 }
 
-/// One life of a node's memory, by the random number in the marker the proxy keeps on the node.
+/// One period of a node in use, from its return to its next loss: what a worker saw in an earlier
+/// one is no fault of the present one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Life(pub u32);
+
+impl Life {
+    pub fn next(self) -> Life {
+        Life(self.0 + 1)
+    }
+}
+
+/// Which of a node's addresses, counted from its first: a connection belongs to one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct AddressNumber(pub u64);
+
+/// One lifetime of a node's memory, by the random number in the marker the proxy keeps on the node.
 ///
 /// It ends when the process restarts or the memory is flushed by anyone but the proxy. A flush of
 /// the proxy's own gives it another name, with the same upper half: a flush that is executed once
@@ -89,19 +104,19 @@ impl fmt::Display for Incarnation {
 }
 
 impl Incarnation {
-    const OF_LIFE: u64 = !0 << 32;
+    const OF_MEMORY: u64 = !0 << 32;
 
-    /// The same life after a flush, by random bits.
+    /// The same memory's name after a flush, by random bits.
     #[must_use]
     pub fn flushed(self, bits: u64) -> Incarnation {
-        let other = (bits & !Incarnation::OF_LIFE).max(1);
-        let same = self.0 & !Incarnation::OF_LIFE == other;
-        Incarnation(self.0 & Incarnation::OF_LIFE | if same { other - 1 } else { other })
+        let other = (bits & !Incarnation::OF_MEMORY).max(1);
+        let same = self.0 & !Incarnation::OF_MEMORY == other;
+        Incarnation(self.0 & Incarnation::OF_MEMORY | if same { other - 1 } else { other })
     }
 
-    /// Whether both are names of one life.
-    pub fn is_of_one_life_with(self, other: Incarnation) -> bool {
-        (self.0 ^ other.0) & Incarnation::OF_LIFE == 0
+    /// Whether both are names of one memory.
+    pub fn is_of_one_memory_with(self, other: Incarnation) -> bool {
+        (self.0 ^ other.0) & Incarnation::OF_MEMORY == 0
     }
 
     /// From the marker.

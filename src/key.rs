@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::backend::ANSWER_MAX;
 use crate::console::command::{EXIT_USAGE, complain, failed, print, run};
 use crate::console::connection::Said;
 use crate::console::proxy::{Proxy, ProxyArg, WHOLE_TIMEOUT, refused, stranger};
@@ -14,7 +15,7 @@ use crate::ids::Place;
 use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::item::{Answer, Code};
 use crate::report::figures::time;
-use crate::report::lines::STATE;
+use crate::report::names::STATE;
 use crate::report::seen::Fields;
 
 /// The two copies differ, or one of them could not be seen.
@@ -26,6 +27,8 @@ const EXIT_UNASKED: u8 = EXIT_USAGE;
 /// is called different.
 const LOOKS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
+/// Values of more bytes are not compared: the answers that hold them would not be passed on.
+const COMPARED_MAX: u64 = ANSWER_MAX as u64 - 1024;
 /// The remaining times of two copies may differ by the seconds that pass between two looks, and by
 /// those that servers round differently.
 const TTL_SLACK: i64 = 2;
@@ -56,7 +59,9 @@ pub struct KeyArgs {
 enum Held {
     Nothing,
     Item {
-        value: Vec<u8>,
+        bytes: u64,
+        /// `None`: it was not asked for.
+        value: Option<Vec<u8>>,
         flags: u32,
         ttl: Option<i64>,
         cas: u64,
@@ -68,20 +73,30 @@ enum Held {
 }
 
 impl Held {
-    /// From the answer to `mg KEY v f t c`.
+    /// From the answer to `mg KEY f t c` with `v` or `s`.
     fn of(said: &Said) -> Held {
         let strange = || Held::Unknown(said.line());
         let Some(frame) = said.frame() else { return strange() };
-        match Answer::to_unechoed(&frame) {
-            Ok(Answer { code: Code::Value, flags, ttl, cas, stale, .. }) => Held::Item {
-                value: frame.data().unwrap_or_default().to_vec(),
-                flags,
-                ttl: (ttl >= 0).then_some(ttl),
-                cas,
-                stale,
-            },
-            Ok(Answer { code: Code::Missing, .. }) => Held::Nothing,
-            _ => strange(),
+        let Ok(Answer { code, flags, ttl, cas, size, stale, .. }) = Answer::to_unechoed(&frame) else {
+            return strange();
+        };
+        let value = frame.data().map(|data| data.to_vec());
+        let bytes = match (code, &value) {
+            (Code::Missing, _) => return Held::Nothing,
+            (Code::Value, Some(value)) => Some(value.len() as u64),
+            (Code::Done, _) => size,
+            _ => None,
+        };
+        let Some(bytes) = bytes else { return strange() };
+        Held::Item { bytes, value, flags, ttl: (ttl >= 0).then_some(ttl), cas, stale }
+    }
+
+    /// Whether its value can be asked for.
+    fn is_known(&self) -> bool {
+        match self {
+            Held::Nothing => true,
+            Held::Item { bytes, .. } => *bytes <= COMPARED_MAX,
+            Held::Unknown(_) => false,
         }
     }
 
@@ -103,13 +118,16 @@ impl Held {
         match (self, other) {
             (Held::Unknown(_), _) | (_, Held::Unknown(_)) => None,
             (Held::Nothing, Held::Nothing) => Some(true),
-            (Held::Item { value, flags, ttl, .. }, Held::Item { value: value2, flags: flags2, ttl: ttl2, .. }) => {
+            (
+                Held::Item { bytes, value, flags, ttl, .. },
+                Held::Item { bytes: bytes2, value: value2, flags: flags2, ttl: ttl2, .. },
+            ) => {
                 let as_long = match (ttl, ttl2) {
                     (None, None) => true,
                     (Some(ttl), Some(ttl2)) => (ttl - ttl2).abs() <= TTL_SLACK,
                     _ => false,
                 };
-                Some(value == value2 && flags == flags2 && as_long)
+                Some(bytes == bytes2 && value == value2 && flags == flags2 && as_long)
             }
             _ => Some(false),
         }
@@ -121,9 +139,9 @@ impl Held {
         match self {
             Held::Nothing => ["nothing".to_owned(), dash(), dash(), dash(), dash()],
             Held::Unknown(_) => ["unknown".to_owned(), dash(), dash(), dash(), dash()],
-            Held::Item { value, flags, ttl, cas, stale } => [
+            Held::Item { bytes, flags, ttl, cas, stale, .. } => [
                 if *stale { "a stale item" } else { "an item" }.to_owned(),
-                value.len().to_string(),
+                bytes.to_string(),
                 ttl.map_or("never ends".to_owned(), |ttl| time(ttl.max(0) as u64)),
                 flags.to_string(),
                 cas.to_string(),
@@ -210,13 +228,21 @@ fn look(at: &ProxyArg, key: &str) -> Result<Found, String> {
     }
     // From here on it is the servers that are asked, and one of them may hang.
     proxy.be_patient(WHOLE_TIMEOUT);
-    let mut held = Vec::new();
-    for server in name.split('|').filter(|server| !server.is_empty()) {
-        let answer = proxy.ask(&format!("node {server} mg {key} v f t c"))?;
-        if answer.line().starts_with("CLIENT_ERROR") {
-            return Err(refused(&at.proxy, &answer.line()));
+    let servers: Vec<&str> = name.split('|').filter(|server| !server.is_empty()).collect();
+    let mut ask = |what: &str| {
+        let mut held = Vec::new();
+        for server in &servers {
+            let answer = proxy.ask(&format!("node {server} mg {key} {what} f t c"))?;
+            if answer.line().starts_with("CLIENT_ERROR") {
+                return Err(refused(&at.proxy, &answer.line()));
+            }
+            held.push(((*server).to_owned(), Held::of(&answer)));
         }
-        held.push((server.to_owned(), Held::of(&answer)));
+        Ok(held)
+    };
+    let mut held = ask("s")?;
+    if held.iter().all(|(_, held)| held.is_known()) && held.iter().any(|(_, held)| *held != Held::Nothing) {
+        held = ask("v")?;
     }
     Ok(Found { pair: said.behind(&format!("pair:{name}:")), held })
 }
@@ -265,6 +291,9 @@ impl Found {
             (_, Some(true)) if self.held.iter().any(|(_, held)| held.is_stale()) => {
                 ("stale, or being recomputed: the leader alone keeps it, as it should", Tone::Good)
             }
+            (_, Some(true)) if self.held.iter().any(|(_, held)| matches!(held, Held::Item { value: None, .. })) => {
+                ("the same on both: size, flags and time (values of 3 MiB and more are not compared)", Tone::Good)
+            }
             (_, Some(true)) => {
                 ("the same on both: value, flags and time (each server has cas ids of its own)", Tone::Good)
             }
@@ -288,15 +317,16 @@ mod tests {
     use crate::protocol::reply::parse_reply;
 
     fn item(value: &str, ttl: Option<i64>) -> Held {
-        Held::Item { value: value.into(), flags: 5, ttl, cas: 7, stale: false }
+        Held::Item { bytes: value.len() as u64, value: Some(value.into()), flags: 5, ttl, cas: 7, stale: false }
     }
 
     #[test]
     fn copies_are_the_same_by_value_flags_and_time() {
         let one = item("v", Some(60));
         assert_eq!(one.is_the_same_as(&item("v", Some(59))), Some(true), "a second has passed");
-        let other_flags = Held::Item { value: b"v".into(), flags: 6, ttl: Some(60), cas: 7, stale: false };
-        let other_cas = Held::Item { value: b"v".into(), flags: 5, ttl: Some(60), cas: 8, stale: false };
+        let (bytes, value, ttl) = (1, Some(b"v".into()), Some(60));
+        let other_flags = Held::Item { bytes, value: value.clone(), flags: 6, ttl, cas: 7, stale: false };
+        let other_cas = Held::Item { bytes, value, flags: 5, ttl, cas: 8, stale: false };
         for other in [item("w", Some(60)), item("v", None), item("v", Some(50)), other_flags, Held::Nothing] {
             assert_eq!(one.is_the_same_as(&other), Some(false), "{other:?}");
         }
@@ -322,6 +352,9 @@ mod tests {
             assert!(held(&format!("VA 1 f5 t-1 c7 {mark}\r\nv\r\n")).is_stale(), "{mark}");
         }
         assert_eq!(held("EN\r\n"), Held::Nothing);
+        let large = held("HD s5000000 f5 t-1 c7\r\n");
+        assert_eq!((large.is_known(), large.is_the_same_as(&large)), (false, Some(true)));
+        assert_eq!(large.is_the_same_as(&held("HD s5000001 f5 t-1 c7\r\n")), Some(false));
         for strange in ["HD\r\n", "ERROR\r\n", "VA 1 f5 t60 cx\r\nv\r\n"] {
             assert_eq!(held(strange), Held::Unknown(strange.lines().next().unwrap().to_owned()));
         }
@@ -329,7 +362,7 @@ mod tests {
 
     #[test]
     fn what_is_stale_is_the_leaders_alone() {
-        let stale = Held::Item { value: b"v".into(), flags: 5, ttl: None, cas: 7, stale: true };
+        let stale = Held::Item { bytes: 1, value: Some(b"v".into()), flags: 5, ttl: None, cas: 7, stale: true };
         assert_eq!(stale.is_matched_by(&Held::Nothing), Some(true));
         assert_eq!(stale.is_matched_by(&item("v", None)), Some(false));
         assert_eq!(stale.is_matched_by(&Held::Unknown("late".to_owned())), None);

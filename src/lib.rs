@@ -66,7 +66,7 @@ pub mod internals {
         }
     }
     pub mod ids {
-        pub use crate::ids::{Epoch, Generation, Incarnation, NodeId, PairId, Place, SessionId, Term, WorkerId};
+        pub use crate::ids::{Epoch, Generation, Incarnation, Life, NodeId, PairId, Place, SessionId, Term, WorkerId};
     }
     pub mod keys {
         pub use crate::keys::{Lone, Missed, MissedBudget, Recopy};

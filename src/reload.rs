@@ -22,6 +22,7 @@ use crate::config::{
 use crate::daemon::{self, OpenedLog};
 use crate::lease;
 use crate::protocol::answer::server_error;
+use crate::report::lines::Lines;
 
 /// Reads the settings from where they stood at the start.
 pub type Read = Arc<dyn Fn() -> Result<Plan, UsageErrors> + Send + Sync>;
@@ -157,7 +158,11 @@ impl Reload {
     /// The same, as an operator is told of it.
     pub(crate) async fn answer(&self) -> Bytes {
         match self.reload().await {
-            Ok(said) => Bytes::from(format!("STAT reloaded: {said}\r\nEND\r\n")),
+            Ok(said) => {
+                let mut out = Lines::default();
+                out.put("reloaded:", said);
+                out.end()
+            }
             Err(why) => server_error(format_args!("not reloaded: {why}")),
         }
     }

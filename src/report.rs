@@ -13,12 +13,15 @@ use crate::stats::{LATENCY_BUCKETS, Latencies};
 pub mod figures;
 pub mod gathered;
 pub mod items;
+pub mod json;
 pub mod lines;
 pub mod metrics;
+pub mod names;
 pub mod seen;
 pub mod since;
 pub mod statistics;
 pub mod traffic;
+mod value;
 pub mod verdict;
 
 #[derive(Clone, Debug)]

@@ -22,8 +22,9 @@ use crate::console::command::{EXIT_USAGE, complain, run};
 use crate::console::connection::{Connection, Endpoint};
 use crate::console::proxy::{ANSWER_TIMEOUT, Answer, ProxyArg, patience, stats};
 use crate::ids::Place;
-use crate::report::lines;
-use crate::report::seen::{Fields, Stats};
+use crate::protocol::statistics::Stats;
+use crate::report::names;
+use crate::report::seen::Fields;
 use crate::ring::NodeAddr;
 
 /// Not within the time.
@@ -155,18 +156,18 @@ fn look_ready(args: &WaitArgs) -> Look {
         Ok(said) => Fields::of(said),
         Err(look) => return look,
     };
-    match (said.text("proxy:ready"), said.text("proxy:role")) {
+    match (said.text(names::READY), said.text(names::ROLE)) {
         ("1", _) => Look::Missing(Vec::new()),
         (_, "starting") | ("0", "active") => {
             Look::Missing(vec![format!("proxy {proxy} is starting: its servers are looked at")])
         }
         (_, "") => Look::Pointless(Pointless::NoProxy(proxy, "a word of another proxy's".to_owned())),
         (_, role) => {
-            let active = match said.text("proxy:active") {
+            let active = match said.text(names::ACTIVE) {
                 "none" => "no proxy is active".to_owned(),
                 active => format!("the active one is {active}"),
             };
-            let why = match said.text("proxy:trouble") {
+            let why = match said.text(names::TROUBLE) {
                 "" => String::new(),
                 trouble => format!("; {trouble}"),
             };
@@ -207,20 +208,20 @@ fn look(at: &ProxyArg, proxy_only: bool, deadline: Instant) -> Look {
     let found = |list: &[(String, String)], name: &str| {
         list.iter().find(|(n, _)| n == name).map_or(String::new(), |(_, v)| v.clone())
     };
-    match found(&status, lines::MODE).as_str() {
+    match found(&status, names::MODE).as_str() {
         "" => return Look::Pointless(Pointless::NoProxy(proxy, "a status without a mode".to_owned())),
         "off" => return Look::Pointless(Pointless::Off(proxy)),
         _ => {}
     }
-    let of_place = servers.iter().filter_map(|(name, _)| name.strip_suffix(lines::PLACE)?.strip_suffix(':'));
+    let of_place = servers.iter().filter_map(|(name, _)| name.strip_suffix(names::PLACE)?.strip_suffix(':'));
     let nodes: Vec<String> = of_place.map(str::to_owned).collect();
-    if !nodes.iter().any(|node| found(&servers, &format!("{node}:{}", lines::PLACE)) == Place::Backup.to_string()) {
+    if !nodes.iter().any(|node| found(&servers, &format!("{node}:{}", names::PLACE)) == Place::Backup.to_string()) {
         return Look::Pointless(Pointless::NoBackups(proxy));
     }
     // The proxy's own words: it knows more than its pairs' states.
-    let obstacles = status.iter().filter(|(name, _)| name.starts_with(lines::OBSTACLE));
+    let obstacles = status.iter().filter(|(name, _)| name.starts_with(names::OBSTACLE));
     let mut missing: Vec<String> = obstacles.map(|(_, sentence)| sentence.clone()).collect();
-    if missing.is_empty() && found(&status, lines::MIRRORED) != "1" {
+    if missing.is_empty() && found(&status, names::MIRRORED) != "1" {
         missing.push("the proxy says that it is not mirrored".to_owned());
     }
     for node in nodes.iter().filter(|_| !proxy_only) {
@@ -228,8 +229,8 @@ fn look(at: &ProxyArg, proxy_only: bool, deadline: Instant) -> Look {
             break;
         }
         let of = |field: &str| found(&servers, &format!("{node}:{field}"));
-        if of(lines::STATE) == "up"
-            && let Err(why) = carries_marker(node, &of(lines::INCARNATION))
+        if of(names::STATE) == "up"
+            && let Err(why) = carries_marker(node, &of(names::INCARNATION))
         {
             missing.push(format!("server {node} {why}"));
         }

@@ -1,9 +1,8 @@
-//! The HTTP listener: `GET` and `HEAD`, one request a connection, and nothing that changes
-//! anything.
+//! The HTTP server, of a proxy that acts and of a standby: `GET` and `HEAD`, one request a
+//! connection, and nothing that changes anything. What a path is answered with says a [`Site`].
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,27 +11,20 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::ambient;
-use crate::cluster::SILENT;
 use crate::daemon::cannot_accept;
-use crate::lease;
-use crate::report::metrics::of_one_that_waits;
-use crate::stats::closings::{Closing, closed};
+use crate::stats::closings::Closing;
 
-use super::Admin;
-use super::busy::{BUSY, Refusals, refuse};
-use super::shown::{Shown, View, status_of_all};
+use super::busy::{BUSY, Closings, Refusals, refuse};
 
 /// Connections at a time. A browser and a few monitors take one each, for milliseconds.
 const CONNECTIONS_MAX: usize = 32;
@@ -46,12 +38,15 @@ const WHOLE_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 41\r\n\
     Connection: close\r\n\r\na request has to come within five seconds";
-const PAGE: &str = include_str!("page.html");
-/// Stands in the page where the nonce of an answer belongs.
-const NONCE: &str = "NONCE-OF-THIS-ANSWER";
 
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
+
+/// What is shown.
+pub(crate) trait Site: Send + Sync + 'static {
+    /// The answer to a `GET` of this path, with its query.
+    fn answer(self: &Arc<Self>, uri: &Uri) -> impl Future<Output = Response<Whole>> + Send;
+}
 
 /// A connection that is open.
 struct Visitor {
@@ -96,11 +91,18 @@ enum Room {
     None,
 }
 
-pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
+/// Serves visitors until `over`; those who have come by then are served to the end.
+pub(crate) async fn serve(listener: TcpListener, site: Arc<impl Site>, over: CancellationToken) {
     let mut visitors = Visitors::default();
     let mut refusals = Refusals::of("the admin listener");
+    let closings = Arc::new(Closings::default());
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = over.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 cannot_accept("a connection to the admin listener", &error).await;
@@ -124,9 +126,9 @@ pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
             leave: leave.clone(),
             ended: ended.clone(),
         });
-        let (admin, ending) = (admin.clone(), ended.drop_guard());
+        let (site, closings, ending) = (site.clone(), closings.clone(), ended.drop_guard());
         tokio::spawn(async move {
-            serve(stream, admin, asked, leave).await;
+            visit(stream, (site, closings), asked, leave).await;
             drop(ending);
         });
         // What it has sent already is read before the next one comes, for which it might have to
@@ -135,13 +137,18 @@ pub(super) async fn accept_forever(listener: TcpListener, admin: Arc<Admin>) {
     }
 }
 
-async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, leave: CancellationToken) {
-    let (visited, peer) = (admin.clone(), stream.peer_addr().ok());
+async fn visit(
+    stream: TcpStream,
+    (site, closings): (Arc<impl Site>, Arc<Closings>),
+    asked: Arc<AtomicBool>,
+    leave: CancellationToken,
+) {
+    let peer = stream.peer_addr().ok();
     let asks = asked.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         asks.store(true, Relaxed);
-        let admin = admin.clone();
-        async move { Ok::<_, Infallible>(admin.answer(request).await) }
+        let (site, (asked, _)) = (site.clone(), request.into_parts());
+        async move { Ok::<_, Infallible>(answer(&site, &asked.method, &asked.uri).await) }
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -170,163 +177,24 @@ async fn serve(stream: TcpStream, admin: Arc<Admin>, asked: Arc<AtomicBool>, lea
         }
     };
     closing.count();
-    visited.closings.tell(peer, why);
+    closings.tell(peer, why);
 }
 
-impl Admin {
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Whole> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let said = "nothing can be changed here: GET and HEAD alone; operator commands go to --admin-socket\n";
-            let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, said);
-            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
-        }
-        let path = request.uri().path();
-        let (pools, by_name) = match self.asked(request.uri().query()) {
-            Ok(asked) => asked,
-            Err(said) => return whole(StatusCode::NOT_FOUND, TEXT, Bytes::from(said)),
-        };
-        match path {
-            "/" => page(),
-            "/livez" => plain(StatusCode::OK, "alive\n"),
-            "/readyz" => self.ready(pools).await,
-            "/metrics" => {
-                let make = |admin: &Admin, pools: &[Shown], views: &[Option<Arc<View>>]| {
-                    admin.metrics.of(pools, views, || admin.around())
-                };
-                let answer = self.render(METRICS, pools, make).await;
-                match answer.status().is_success() || !lease::is_over() {
-                    true => answer,
-                    false => {
-                        whole(StatusCode::OK, METRICS, Bytes::from(of_one_that_waits("suspended", false, &closed())))
-                    }
-                }
-            }
-            "/status.json" => {
-                let by_itself = by_name || self.pools.iter().all(|shown| shown.pool.is_none());
-                let whole = self.whole(request.uri().query());
-                let make = move |_: &Admin, pools: &[Shown], views: &[Option<Arc<View>>]| {
-                    status(by_itself, pools, views, whole)
-                };
-                self.render("application/json", pools, make).await
-            }
-            _ => plain(StatusCode::NOT_FOUND, "there are /, /metrics, /status.json, /livez and /readyz\n"),
-        }
+async fn answer(site: &Arc<impl Site>, method: &Method, uri: &Uri) -> Response<Whole> {
+    if matches!(*method, Method::GET | Method::HEAD) {
+        return site.answer(uri).await;
     }
-
-    /// Which pools are asked for: one by its name (`?pool=NAME`, then true), or all.
-    fn asked(&self, query: Option<&str>) -> Result<(Range<usize>, bool), String> {
-        let Some(name) = value(query, "pool=") else {
-            return Ok((0..self.pools.len(), false));
-        };
-        let names: Vec<&str> = self.pools.iter().filter_map(|shown| shown.pool.as_deref()).collect();
-        match names.iter().position(|known| *known == name) {
-            Some(at) => Ok((at..at + 1, true)),
-            None if names.is_empty() => Err("there are no pools by name here\n".to_owned()),
-            None => Err(format!("there is no such pool; there are {}\n", names.join(", "))),
-        }
-    }
-
-    /// Which of several pools is to be told of in full (`?whole=NAME`), by its index: the page
-    /// shows one, and knows no names before the first answer.
-    fn whole(&self, query: Option<&str>) -> Option<usize> {
-        let name = value(query, "whole=")?;
-        Some(self.pools.iter().position(|shown| shown.pool.as_deref() == Some(name)).unwrap_or(0))
-    }
-
-    async fn views(&self, pools: &Range<usize>) -> Vec<Option<Arc<View>>> {
-        join_all(self.pools[pools.clone()].iter().map(Shown::view)).await
-    }
-
-    /// Makes the answer on a thread of its own: for 16,384 pairs that takes a good part of a
-    /// second, in which the control plane has other things to do.
-    async fn render(
-        self: &Arc<Self>,
-        kind: &'static str,
-        pools: Range<usize>,
-        make: impl FnOnce(&Admin, &[Shown], &[Option<Arc<View>>]) -> Bytes + Send + 'static,
-    ) -> Response<Whole> {
-        if lease::is_over() {
-            return suspended();
-        }
-        let views = self.views(&pools).await;
-        if views.iter().all(Option::is_none) {
-            return silent();
-        }
-        let admin = self.clone();
-        match tokio::task::spawn_blocking(move || make(&admin, &admin.pools[pools], &views)).await {
-            Ok(body) => whole(StatusCode::OK, kind, body),
-            Err(_) => silent(),
-        }
-    }
-
-    /// Whether it can serve: some pair of each pool has a server that leads. One dead server
-    /// changes nothing about that.
-    async fn ready(&self, pools: Range<usize>) -> Response<Whole> {
-        if self.shutdown.is_cancelled() {
-            return plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
-        }
-        if lease::is_over() {
-            return suspended();
-        }
-        let views = self.views(&pools).await;
-        for (shown, view) in self.pools[pools].iter().zip(views) {
-            let why = match view {
-                Some(view) if view.report.serves() => continue,
-                Some(_) => "every key is refused: no pair has a server that leads",
-                None => SILENT,
-            };
-            let pool = shown.pool.as_ref().map_or(String::new(), |pool| format!("pool {pool}: "));
-            return whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("{pool}{why}\n")));
-        }
-        plain(StatusCode::OK, "ready\n")
-    }
-}
-
-/// One pool by itself, or a list of all.
-fn status(by_itself: bool, pools: &[Shown], views: &[Option<Arc<View>>], whole: Option<usize>) -> Bytes {
-    match (pools, views) {
-        ([one], [Some(view)]) if by_itself => one.status(view),
-        _ => status_of_all(pools, views, whole),
-    }
-}
-
-/// What a query says behind `name`, which ends with `=`.
-fn value<'q>(query: Option<&'q str>, name: &str) -> Option<&'q str> {
-    query?.split('&').find_map(|part| part.strip_prefix(name))
-}
-
-fn suspended() -> Response<Whole> {
-    whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("suspended: {}\n", lease::OVER)))
-}
-
-fn silent() -> Response<Whole> {
-    if lease::is_over() {
-        return suspended();
-    }
-    whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(format!("{SILENT}\n")))
-}
-
-fn page() -> Response<Whole> {
-    let nonce = format!("{:016x}{:016x}", ambient::random_u64(), ambient::random_u64());
-    let mut answer = whole(StatusCode::OK, "text/html; charset=utf-8", Bytes::from(PAGE.replace(NONCE, &nonce)));
-    // Nothing from elsewhere, and no script or style but those of the page itself: what a server is
-    // called is text, whatever it is called.
-    let policy = format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
-         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    );
-    if let Ok(policy) = HeaderValue::from_str(&policy) {
-        answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-    }
+    let said = "nothing can be changed here: GET and HEAD alone; operator commands go to --admin-socket\n";
+    let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, said);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     answer
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Whole> {
+pub(crate) fn plain(status: StatusCode, text: &'static str) -> Response<Whole> {
     whole(status, TEXT, Bytes::from_static(text.as_bytes()))
 }
 
-fn whole(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Whole> {
+pub(crate) fn whole(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Whole> {
     let mut answer = Response::new(Whole(Some(body)));
     *answer.status_mut() = status;
     let fixed: [(HeaderName, &str); 4] = [
@@ -342,7 +210,7 @@ fn whole(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Whole>
 }
 
 /// A body that is known as a whole.
-struct Whole(Option<Bytes>);
+pub(crate) struct Whole(Option<Bytes>);
 
 impl Body for Whole {
     type Data = Bytes;
@@ -374,16 +242,23 @@ mod tests {
     /// A visitor that is served.
     async fn visiting() -> TcpStream {
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        // So that the page does not fit.
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(1024).unwrap();
         let visitor = socket.connect(door.local_addr().unwrap()).await.unwrap();
         let (stream, _) = door.accept().await.unwrap();
         SockRef::from(&stream).set_send_buffer_size(1024).unwrap();
-        let (closings, shutdown) = (Default::default(), CancellationToken::new());
-        let admin = Arc::new(Admin { pools: Vec::new(), metrics: Default::default(), closings, shutdown });
-        tokio::spawn(async move { serve(stream, admin, Arc::default(), CancellationToken::new()).await });
+        let site = (Arc::new(Long), Arc::default());
+        tokio::spawn(visit(stream, site, Arc::default(), CancellationToken::new()));
         visitor
+    }
+
+    /// Its page does not fit into what sockets hold.
+    struct Long;
+
+    impl Site for Long {
+        async fn answer(self: &Arc<Self>, _: &Uri) -> Response<Whole> {
+            whole(StatusCode::OK, TEXT, Bytes::from(vec![b'.'; 1 << 16]))
+        }
     }
 
     async fn all(visitor: &mut TcpStream) -> String {

@@ -12,8 +12,8 @@ use crate::cluster::{Desk, Losses};
 use crate::config::PoolName;
 use crate::proxy::Memory;
 use crate::report::Report;
+use crate::report::json::{JSON_VERSION, silent_json};
 use crate::report::metrics::{self, Around};
-use crate::report::seen::{JSON_VERSION, silent_json};
 use crate::report::verdict::{Word, small, worst};
 
 use super::history::History;

@@ -20,6 +20,8 @@ use crate::protocol::answer::{client_error, server_error};
 use crate::protocol::spelled;
 use crate::proxy::Question;
 use crate::reload::Reload;
+use crate::report::lines::Lines;
+use crate::report::names;
 use crate::stats::closings::Closing;
 
 use super::Panel;
@@ -200,10 +202,10 @@ impl Operators {
             let names = self.names();
             // What the commands ask whom they do not know, and what is true of all pools.
             if matches!(&question, Question::Stats(part) if part == "proxy") {
-                let ready = u8::from(self.all_answer().await);
-                return Said::Answer(Bytes::from(format!(
-                    "STAT proxy:role active\r\nSTAT proxy:ready {ready}\r\nSTAT proxy:pools {names}\r\nEND\r\n"
-                )));
+                let ready = self.all_answer().await;
+                let mut out = Lines::of_proxy("active", ready);
+                out.put(names::POOLS, names);
+                return Said::Answer(out.end());
             }
             return Said::Answer(client_error(format_args!(
                 "{command}: of which pool? There are {names}: say pool NAME first (--pool NAME of the commands)"

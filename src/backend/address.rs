@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures::future::{BoxFuture, FutureExt};
 
-use crate::ids::NodeId;
+use crate::ids::{AddressNumber, NodeId};
 use crate::ring::NodeAddr;
 
 /// The present address of every node. Its locks are taken at dials, never for a request.
@@ -23,7 +23,7 @@ struct Address {
     /// An error says why there is none.
     at: Result<SocketAddr, String>,
     /// Counts the changes.
-    life: u64,
+    number: AddressNumber,
 }
 
 impl Addresses {
@@ -33,7 +33,7 @@ impl Addresses {
         let address = |node: &NodeAddr| {
             let literal = node.host.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, node.port));
             let at = literal.map_err(|_| format!("{} has not been resolved yet", node.host));
-            Mutex::new(Address { at, life: 0 })
+            Mutex::new(Address { at, number: AddressNumber::default() })
         };
         Addresses(nodes.map(address).collect())
     }
@@ -43,24 +43,24 @@ impl Addresses {
     /// # Errors
     ///
     /// `NotFound`: the name never resolved.
-    pub fn get(&self, node: NodeId) -> io::Result<(SocketAddr, u64)> {
+    pub fn get(&self, node: NodeId) -> io::Result<(SocketAddr, AddressNumber)> {
         let address = self.lock(node);
         match &address.at {
-            Ok(at) => Ok((*at, address.life)),
+            Ok(at) => Ok((*at, address.number)),
             Err(why) => Err(io::Error::new(io::ErrorKind::NotFound, why.clone())),
         }
     }
 
     /// Counts the node's addresses.
-    pub fn life(&self, node: NodeId) -> u64 {
-        self.lock(node).life
+    pub fn number(&self, node: NodeId) -> AddressNumber {
+        self.lock(node).number
     }
 
-    /// From now on connections are made there, and those made before belong to an earlier life.
+    /// From now on connections are made there, and those made before belong to an earlier one.
     pub fn set(&self, node: NodeId, at: SocketAddr) {
         let mut address = self.lock(node);
         if address.at != Ok(at) {
-            *address = Address { at: Ok(at), life: address.life + 1 };
+            *address = Address { at: Ok(at), number: AddressNumber(address.number.0 + 1) };
         }
     }
 
@@ -107,23 +107,23 @@ mod tests {
     #[test]
     fn literals_are_known_and_names_are_not() {
         let addresses = addresses(&["10.0.0.1", "::1", "cache1"]);
-        assert_eq!(addresses.get(NodeId(0)).unwrap(), ("10.0.0.1:11211".parse().unwrap(), 0));
-        assert_eq!(addresses.get(NodeId(1)).unwrap(), ("[::1]:11211".parse().unwrap(), 0));
+        assert_eq!(addresses.get(NodeId(0)).unwrap(), ("10.0.0.1:11211".parse().unwrap(), AddressNumber(0)));
+        assert_eq!(addresses.get(NodeId(1)).unwrap(), ("[::1]:11211".parse().unwrap(), AddressNumber(0)));
         let error = addresses.get(NodeId(2)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("cache1"), "{error}");
     }
 
     #[test]
-    fn every_change_is_another_life_and_a_failed_look_up_changes_nothing() {
+    fn every_change_is_another_number_and_a_failed_look_up_changes_nothing() {
         let addresses = addresses(&["cache1"]);
         let (one, other) = ("10.0.0.1:11211".parse().unwrap(), "10.0.0.2:11211".parse().unwrap());
         addresses.set(NodeId(0), one);
         addresses.set(NodeId(0), one);
         addresses.unresolved(NodeId(0), "no such host".to_owned());
-        assert_eq!(addresses.get(NodeId(0)).unwrap(), (one, 1));
+        assert_eq!(addresses.get(NodeId(0)).unwrap(), (one, AddressNumber(1)));
         addresses.set(NodeId(0), other);
         addresses.set(NodeId(0), one);
-        assert_eq!(addresses.get(NodeId(0)).unwrap(), (one, 3), "it was elsewhere meanwhile");
+        assert_eq!(addresses.get(NodeId(0)).unwrap(), (one, AddressNumber(3)), "it was elsewhere meanwhile");
     }
 }

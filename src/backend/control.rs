@@ -273,7 +273,7 @@ impl NodeControl {
 
     /// Whether it leads to where the node is now.
     fn is_present(&self, pipe: &Pipe) -> bool {
-        pipe.life() == self.dialer.life(self.node) || !holds(Rule::OneAddressAConnection)
+        pipe.address() == self.dialer.address(self.node) || !holds(Rule::OneAddressAConnection)
     }
 
     async fn connected<T>(

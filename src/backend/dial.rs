@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::address::Addresses;
 use super::allowance::Allowance;
 use super::deadline::by;
-use crate::ids::NodeId;
+use crate::ids::{AddressNumber, NodeId};
 use crate::rules::{Rule, holds};
 
 /// Opens connections to nodes.
@@ -34,8 +34,8 @@ pub trait Dial: Send + Sync + 'static {
 
     /// Counts the node's addresses: a connection that was dialled under an earlier one leads to
     /// another server, or may.
-    fn life(&self, _node: NodeId) -> u64 {
-        0
+    fn address(&self, _node: NodeId) -> AddressNumber {
+        AddressNumber::default()
     }
 
     /// From now on a dial may take this long, and what a node's kernel has not taken after
@@ -216,7 +216,9 @@ impl TcpDialer {
     }
 }
 
-/// The one place where sockets to nodes are made: of workers, probes, refills and all else.
+/// The one place where sockets to nodes are made: of workers, probes, refills and all else. (Except
+/// for those of one question, of a fleet's survey and a standby's look:
+/// docs/internals/connections.md.)
 ///
 /// What a socket holds outlives whoever wrote it, and memcached executes it whenever it comes. So
 /// from its beginning on each drops what the node's kernel has not taken:
@@ -258,8 +260,8 @@ impl Dial for TcpDialer {
         .boxed()
     }
 
-    fn life(&self, node: NodeId) -> u64 {
-        self.addresses.life(node)
+    fn address(&self, node: NodeId) -> AddressNumber {
+        self.addresses.number(node)
     }
 
     fn allow(&self, timeout: Duration, undelivered: Duration) {
@@ -280,9 +282,9 @@ where
     F: Future<Output = io::Result<T>>,
 {
     loop {
-        let (address, life) = addresses.get(node)?;
+        let (address, number) = addresses.get(node)?;
         let connected = connect(address).await;
-        if addresses.life(node) == life || !holds(Rule::OneAddressAConnection) {
+        if addresses.number(node) == number || !holds(Rule::OneAddressAConnection) {
             return connected;
         }
     }
@@ -360,7 +362,7 @@ mod tests {
     async fn what_a_nodes_kernel_does_not_take_is_given_up_and_proves_nothing() {
         for (_listener, stream) in unread(Duration::from_millis(100)).await {
             let nothing = (BytesMut::new(), ReplyLimits::default());
-            let drain = Drain::new(NODE, 0, stream, flood(), nothing, false);
+            let drain = Drain::new(NODE, AddressNumber(0), stream, flood(), nothing, false);
             assert_eq!(timeout(PATIENCE, drain).await.expect("given up"), DrainEnd::Abandoned);
         }
     }

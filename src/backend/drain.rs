@@ -17,8 +17,8 @@ use tokio::io::AsyncWrite;
 
 use super::NodeStream;
 use super::blocks::Blocks;
-use super::pipe::{poll_read, poll_write};
-use crate::ids::NodeId;
+use super::poll::{poll_read, poll_write};
+use crate::ids::{AddressNumber, NodeId};
 use crate::protocol::node;
 use crate::protocol::out::OutQueue;
 use crate::protocol::reply::{self, ReplyKind, ReplyLimits};
@@ -44,7 +44,7 @@ pub enum DrainEnd {
 #[must_use = "a node must not be refilled before its drains have completed"]
 pub struct Drain {
     node: NodeId,
-    life: u64,
+    address: AddressNumber,
     stream: NodeStream,
     out: OutQueue,
     input: BytesMut,
@@ -62,7 +62,7 @@ pub struct Drain {
 impl Drain {
     pub(super) fn new(
         node: NodeId,
-        life: u64,
+        address: AddressNumber,
         stream: NodeStream,
         mut out: OutQueue,
         (input, limits): (BytesMut, ReplyLimits),
@@ -70,7 +70,7 @@ impl Drain {
     ) -> Drain {
         out.put(node::NOOP);
         let blocks = Blocks::default();
-        Drain { node, life, stream, out, input, limits, need: 0, blocks, framing_lost, half_closed: false }
+        Drain { node, address, stream, out, input, limits, need: 0, blocks, framing_lost, half_closed: false }
     }
 
     /// The node at the other end.
@@ -79,8 +79,8 @@ impl Drain {
     }
 
     /// Under which of the node's addresses the connection was dialled.
-    pub fn life(&self) -> u64 {
-        self.life
+    pub fn address(&self) -> AddressNumber {
+        self.address
     }
 
     /// Whether the answer to `mn` is among what was read; takes all whole answers out of the

@@ -24,6 +24,10 @@ pub enum InquiryError {
     TooLong(usize),
 }
 
+/// The longest answer of a server that is passed on, in bytes: a value of a usual `-I`, and any
+/// list of statistics (`stats cachedump` has 2 MiB).
+pub const ANSWER_MAX: usize = 3 << 20;
+
 /// The way to one node.
 pub struct Inquirer {
     node: NodeId,
@@ -49,7 +53,7 @@ impl Inquirer {
     pub async fn ask(&self, command: &str, bytes_max: usize) -> Result<Bytes, InquiryError> {
         let deadline = Instant::now() + self.timeout.get();
         let mut kept = self.kept.lock().await;
-        if let Some(pipe) = kept.take().filter(|pipe| pipe.life() == self.dialer.life(self.node)) {
+        if let Some(pipe) = kept.take().filter(|pipe| pipe.address() == self.dialer.address(self.node)) {
             match self.ask_over(pipe, command, bytes_max, deadline).await {
                 // The server has closed it while nobody asked.
                 Err(InquiryError::Node(NodeError::Reset)) => {}

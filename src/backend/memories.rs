@@ -35,7 +35,7 @@ impl Memories {
     /// proxy since.
     pub fn is(&self, node: NodeId, known: Incarnation, found: Incarnation) -> bool {
         let given = || self.lock().get(&node).is_some_and(|names| names.contains(&found));
-        known == found || known.is_of_one_life_with(found) && given()
+        known == found || known.is_of_one_memory_with(found) && given()
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
         for name in [0, 1, 2, u64::MAX, 7 << 32] {
             for bits in [0, 1, 2, u64::MAX, name] {
                 let (before, after) = (Incarnation(name), Incarnation(name).flushed(bits));
-                assert!(before != after && before.is_of_one_life_with(after), "{name} {bits}");
+                assert!(before != after && before.is_of_one_memory_with(after), "{name} {bits}");
             }
         }
     }

@@ -5,30 +5,27 @@
 //! sides for ever.
 
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
 use crate::ambient;
-use crate::ids::{Incarnation, NodeId};
-use crate::lease;
+use crate::ids::{AddressNumber, Incarnation, NodeId};
 use crate::progress::Progress;
 use crate::protocol::node;
-use crate::protocol::out::{MAX_SLICES, OutQueue};
+use crate::protocol::out::OutQueue;
 use crate::protocol::reply::{self, Found, Frame, ReplyKind, ReplyLimits, Scanned};
 
 use super::batch::{Batch, Effect};
-use super::blocks::{BLOCK_BYTES, Blocks};
+use super::blocks::Blocks;
 use super::deadline::{Limit, Patience, by};
 use super::drain::Drain;
 use super::marker::{is_unsure, parse_incarnation};
 use super::memories::Memories;
+use super::poll::{poll_read, poll_write};
 use super::{Dial, NodeError, NodeStream};
 
 /// A marker that is missing is looked for again after this long.
@@ -40,7 +37,7 @@ const MARKER_PAUSE: Duration = Duration::from_millis(50);
 pub struct Pipe {
     node: NodeId,
     /// Under which of the node's addresses it was dialled.
-    life: u64,
+    address: AddressNumber,
     stream: NodeStream,
     /// Bytes not yet taken by the socket.
     out: OutQueue,
@@ -70,9 +67,9 @@ pub struct Pipe {
 
 impl Pipe {
     pub async fn connect(dialer: &dyn Dial, node: NodeId, deadline: Instant) -> Result<Pipe, NodeError> {
-        let life = dialer.life(node);
+        let address = dialer.address(node);
         let stream = by(deadline, dialer.dial(node)).await.ok_or(NodeError::Timeout)??;
-        Ok(Pipe { life, ..Pipe::over(node, stream) })
+        Ok(Pipe { address, ..Pipe::over(node, stream) })
     }
 
     /// Connects to a memory: nothing is read or written before the marker was. What was restarted
@@ -109,7 +106,7 @@ impl Pipe {
     pub fn over(node: NodeId, stream: NodeStream) -> Pipe {
         Pipe {
             node,
-            life: 0,
+            address: AddressNumber::default(),
             stream,
             out: OutQueue::default(),
             written: 0,
@@ -143,9 +140,9 @@ impl Pipe {
         self.node
     }
 
-    /// Under which of the node's addresses it was dialled ([`Dial::life`]).
-    pub fn life(&self) -> u64 {
-        self.life
+    /// Under which of the node's addresses it was dialled ([`Dial::address`]).
+    pub fn address(&self) -> AddressNumber {
+        self.address
     }
 
     /// Whether commands that change items were sent, or begun, and not answered: then drain it,
@@ -330,7 +327,7 @@ impl Pipe {
         let cut = self.ends.iter().copied().find(|&end| end >= self.written).unwrap_or(self.loaded);
         self.out.truncate((cut - self.written) as usize);
         let framing_lost = matches!(self.failed, Some(NodeError::Protocol(_)));
-        Drain::new(self.node, self.life, self.stream, self.out, (self.input, self.limits), framing_lost)
+        Drain::new(self.node, self.address, self.stream, self.out, (self.input, self.limits), framing_lost)
     }
 
     fn load(&mut self, batch: Batch) {
@@ -451,46 +448,6 @@ fn is_taken(frame: &Frame<'_>) -> Result<(), NodeError> {
 
 /// Most lines taken from one `stats` answer.
 const MAX_STATS: usize = 10_000;
-
-/// A number among the lines of `stats`.
-pub fn stat(lines: &[(String, String)], name: &str) -> Option<u64> {
-    lines.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.parse().ok())
-}
-
-/// Writes from the front of `out` and removes what was taken.
-pub(super) fn poll_write(stream: &mut NodeStream, out: &mut OutQueue, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    lease::pass();
-    let stream = Pin::new(stream);
-    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-    let count = out.slices(&mut slices);
-    lease::about_to_send(&slices[..count]);
-    let n = match count {
-        0 => return Poll::Ready(Ok(0)),
-        count if count > 1 && stream.is_write_vectored() => ready!(stream.poll_write_vectored(cx, &slices[..count]))?,
-        _ => ready!(stream.poll_write(cx, &slices[0]))?,
-    };
-    if n == 0 {
-        return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-    }
-    out.advance(n);
-    Poll::Ready(Ok(n))
-}
-
-/// Reads into the spare room of `input`; 0 = the peer closed. `need`: how long the answer at its
-/// front will be.
-pub(super) fn poll_read(
-    stream: &mut NodeStream,
-    input: &mut BytesMut,
-    blocks: &mut Blocks,
-    need: usize,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    blocks.make_room(input, need.saturating_sub(input.len()).max(BLOCK_BYTES / 4));
-    // The future holds nothing but the two references: made anew at every poll it loses nothing.
-    let read = ready!(std::pin::pin!(stream.read_buf(input)).poll(cx));
-    lease::pass();
-    Poll::Ready(read)
-}
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::stat;
+use crate::protocol::statistics;
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sight {
@@ -17,7 +17,7 @@ pub struct Sight {
 impl Sight {
     /// By what it answers to `stats` and to `stats conns`.
     pub fn new(stats: &[(String, String)], conns: Vec<(String, String)>) -> Sight {
-        let number = |name: &str| stat(stats, name).unwrap_or(0);
+        let number = |name: &str| statistics::number(stats, name).unwrap_or(0);
         let (mut from, mut states) = (BTreeMap::new(), BTreeMap::new());
         for (name, value) in conns {
             match name.split_once(':') {

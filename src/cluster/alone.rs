@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, FutureExt};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio_util::sync::CancellationToken;
 
-use super::{Cluster, Losses, Names, NoStandby};
+use super::{Cluster, Losses, Names, NoStandby, Workers};
 use crate::backend::{Addresses, Dial, NodeStream, Resolve};
 use crate::config::{CommandLine, Host};
 use crate::ids::{NodeId, PairId};
@@ -65,8 +65,8 @@ fn over(arguments: &str, dialer: Arc<dyn Dial>, losses: Arc<dyn Losses>) -> Clus
     // What workers are told nobody hears.
     let commands = (0..settings.threads).map(|_| unbounded_channel().0).collect();
     let stats = (0..settings.threads).map(|_| Arc::new(WorkerStats::new(topology.node_count()))).collect();
-    let (unclean, probes) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
-    Cluster::new(settings, topology, (dialer, names, losses), commands, stats, unclean, probes)
+    let workers = Workers { commands, stats, unclean: Arc::new(AtomicBool::new(false)) };
+    Cluster::new(settings, topology, (dialer, names, losses), workers, CancellationToken::new())
 }
 
 impl Cluster {

@@ -3,47 +3,23 @@
 
 use bytes::Bytes;
 
-use crate::ids::{NodeId, PairId, Place, WorkerId};
-use crate::pair::FillEvent;
-use crate::pair::{self, State};
+use crate::ids::{NodeId, PairId, Place};
+use crate::pair::{self, FillEvent, State};
 use crate::protocol::KEY_LEN_MAX;
 use crate::protocol::answer::{self, client_error};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::spelled;
-use crate::proxy::{ClientId, ClientKey, Command, Occupant, Question, SlotNumber};
+use crate::protocol::statistics::Stats;
+use crate::proxy::{Command, Question};
 use crate::report::lines::Lines;
 use crate::ring::Distribution;
 
 use super::Cluster;
+use super::asker::Asker;
 use super::desk::{Looker, Request};
 use super::inquiries::Inquiry;
 
-/// Who asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Asker {
-    pub(super) worker: WorkerId,
-    pub(super) client: ClientKey,
-    pub(super) slot: SlotNumber,
-}
-
-impl Asker {
-    /// No worker's number: there are 64 at most.
-    pub(super) const AT_THE_DESK: WorkerId = WorkerId(u16::MAX);
-
-    pub(super) fn at_the_desk(slot: SlotNumber) -> Asker {
-        Asker { worker: Asker::AT_THE_DESK, client: NOBODY, slot }
-    }
-
-    pub(super) fn is(&self, worker: WorkerId, client: ClientKey) -> bool {
-        (self.worker, self.client) == (worker, client)
-    }
-}
-
-const NOBODY: ClientKey = ClientKey { id: ClientId(0), occupant: Occupant(0) };
 const OK: Bytes = Bytes::from_static(answer::OK);
-
-/// What `stats proxy` says without `--coordinate`.
-const ALONE: &[u8] = b"STAT proxy:role active\r\nSTAT proxy:ready 1\r\nEND\r\n";
 
 impl Cluster {
     pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
@@ -73,7 +49,7 @@ impl Cluster {
                 }
                 Some("traffic") => self.report().stats_traffic().end(),
                 Some("key") => self.key_asked(&args),
-                Some("proxy") => self.losses.shown().unwrap_or(Bytes::from_static(ALONE)),
+                Some("proxy") => self.losses.shown().unwrap_or_else(|| Lines::of_proxy("active", true).end()),
                 Some("conns") => return self.stats_conns(asker),
                 _ => match Inquiry::parse(&args) {
                     Ok(inquiry) => return self.inquire(asker, inquiry),
@@ -273,7 +249,7 @@ impl Cluster {
     }
 
     /// `servers`: what they say of theirs, which is shown where it is not the proxy's own.
-    pub(super) fn stats_settings(&self, servers: Vec<(String, String)>) -> Bytes {
+    pub(super) fn stats_settings(&self, servers: Stats) -> Bytes {
         let s = &self.settings;
         let mut out = Lines::over(servers);
         out.put("maxconns", s.max_clients);
@@ -327,7 +303,10 @@ mod tests {
 
     use super::*;
     use crate::cluster::alone::{alone, unanswered};
+    use crate::cluster::asker::NOBODY;
     use crate::config::Settings;
+    use crate::ids::WorkerId;
+    use crate::proxy::SlotNumber;
 
     /// Its servers hang: what it is it says all the same, to clients and operators, and within a
     /// second what it knows; what else it is asked waits.

@@ -10,7 +10,7 @@ use crate::proxy::{Command, Connected};
 use crate::report::lines::Lines;
 
 use super::Cluster;
-use super::ask::Asker;
+use super::asker::Asker;
 
 /// The round under way.
 #[derive(Default)]
@@ -68,7 +68,7 @@ impl Cluster {
             number += 1;
             number
         };
-        let uptime = self.started.elapsed().as_secs();
+        let uptime = self.begun.at.elapsed().as_secs();
         let tcp = self.settings.listen.iter().map(|at| format!("tcp:{at}"));
         let unix = self.settings.unix_socket.iter().map(|path| format!("unix:{}", path.display()));
         for at in tcp.chain(unix) {

@@ -6,20 +6,18 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
 
 use crate::protocol::answer::server_error;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::proxy::{Command, Event, Question, VERSION};
+use crate::report::lines::Lines;
 use crate::report::statistics::{PATIENCE, Statistics};
 
 use super::desk::Request;
 use super::{Heard, Losses};
-
-/// What `stats proxy` says without `--coordinate`.
-const STARTING: &[u8] = b"STAT proxy:role starting\r\nSTAT proxy:ready 0\r\nEND\r\n";
 
 /// What is said of them then.
 const NOT_YET: &str = "this proxy is starting: its servers are looked at; stats proxy says what is known";
@@ -102,10 +100,10 @@ impl Early {
 
     /// In the place of all statistics.
     fn figures(&self) -> Bytes {
-        let mut out =
-            BytesMut::from(format!("STAT pid {}\r\nSTAT version {VERSION}\r\n", std::process::id()).as_bytes());
-        out.extend_from_slice(&self.said());
-        out.freeze()
+        let mut out = Lines::default();
+        out.put("pid", std::process::id());
+        out.put("version", VERSION);
+        out.before(&self.said())
     }
 
     /// What waits, in the order in which it came; then what comes.
@@ -121,7 +119,7 @@ impl Early {
     }
 
     fn said(&self) -> Bytes {
-        self.losses.shown().unwrap_or(Bytes::from_static(STARTING))
+        self.losses.shown().unwrap_or_else(|| Lines::of_proxy("starting", false).end())
     }
 }
 

@@ -7,8 +7,7 @@ use tokio::time::Instant;
 use crate::backend::marker::Fact;
 use crate::ids::{NodeId, PairId, Place, WorkerId};
 use crate::keys::Missed;
-use crate::pair::{self, State};
-use crate::pair::{FillEffect, FillEvent};
+use crate::pair::{self, FillEffect, FillEvent, State};
 use crate::proxy::{Command, Flow, Follower, Route};
 
 use super::Cluster;

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
 use tokio::time::Instant;
 
 use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe};
-use crate::ids::{Epoch, Incarnation, NodeId, PairId, SessionId};
+use crate::ids::{AddressNumber, Epoch, Incarnation, NodeId, PairId, SessionId};
 use crate::lease;
 use crate::pair::{self, Gate};
 use crate::protocol::expiry::Offset;
@@ -18,7 +18,7 @@ use crate::report::HeldReport;
 use crate::resync::{JobError, JobEvent, ListError, Outcome, VerifyEvent};
 
 use super::Cluster;
-use super::ask::Asker;
+use super::asker::Asker;
 use super::clean::CleanError;
 use super::inquiries::Answers;
 
@@ -47,7 +47,7 @@ pub(super) enum Internal {
     Restored { node: NodeId, incarnation: Incarnation, result: Result<(), MarkError> },
     /// A connection that was given up with commands unanswered has ended. `life`: of the address
     /// that it was to.
-    DrainDone { node: NodeId, life: u64, end: DrainEnd },
+    DrainDone { node: NodeId, address: AddressNumber, end: DrainEnd },
     /// A measurement of its clock.
     Clock { node: NodeId, offset: Offset },
     /// A host name was looked up, for all nodes that bear it.
@@ -96,7 +96,12 @@ pub(super) enum Internal {
     /// A node answered its flush, which gave its memory that name. `drain`: it may still take
     /// effect, over a connection to that one of the node's addresses, whose end is a
     /// [`Internal::DrainDone`].
-    Flushed { node: NodeId, name: Option<Incarnation>, result: Result<Flushed, MarkError>, drain: Option<u64> },
+    Flushed {
+        node: NodeId,
+        name: Option<Incarnation>,
+        result: Result<Flushed, MarkError>,
+        drain: Option<AddressNumber>,
+    },
     /// That pairs which were dark have no copy left is written where it could be.
     NobodyRecorded {
         /// On some node.
@@ -185,7 +190,7 @@ impl Cluster {
             Internal::LookForCopies => self.look_for_copies(),
             Internal::Mended { pair, mended } => self.mended(pair, mended),
             Internal::Restored { node, incarnation, result } => self.restored(node, incarnation, result),
-            Internal::DrainDone { node, life, end } => self.drained(node, life, end),
+            Internal::DrainDone { node, address, end } => self.drained(node, address, end),
             Internal::Peeked { node, to, found } => self.peeked(node, to, found),
             Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
             Internal::RetryRefill { node } => {

@@ -26,8 +26,7 @@ use tokio::time::Instant;
 use crate::backend::NodeView;
 use crate::backend::marker::Session;
 use crate::ids::{NodeId, PairId, SessionId};
-use crate::pair::FillEvent;
-use crate::pair::{self, Reason, State};
+use crate::pair::{self, FillEvent, Reason, State};
 
 use super::probes::JITTER;
 use super::turn::Refused;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Cluster, Internal};
 use crate::ids::NodeId;
+use crate::protocol::statistics;
 use crate::report::HeldReport;
 
 /// Between two questions to a server.
@@ -46,7 +47,7 @@ impl Cluster {
             let inquirer = self.inquirers[node.index()].clone();
             self.spawn(async move {
                 let answer = inquirer.ask("stats", BYTES_MAX).await;
-                let found = answer.ok().and_then(|answer| read(&String::from_utf8_lossy(&answer)));
+                let found = answer.ok().and_then(|answer| read(&answer));
                 Internal::Held { node, at, found }
             });
         }
@@ -60,11 +61,9 @@ impl Cluster {
 }
 
 /// From memcached's answer to `stats`.
-fn read(answer: &str) -> Option<HeldReport> {
-    let number = |name: &str| {
-        let value = |line: &str| line.strip_prefix("STAT ")?.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-        answer.lines().find_map(value)
-    };
+fn read(answer: &[u8]) -> Option<HeldReport> {
+    let stats = statistics::read(answer);
+    let number = |name: &str| statistics::number(&stats, name);
     Some(HeldReport {
         items: number("curr_items")?,
         bytes: number("bytes")?,
@@ -81,11 +80,11 @@ mod tests {
 
     #[test]
     fn a_servers_statistics_are_read_by_whole_names() {
-        let answer = "STAT total_items 9\r\nSTAT curr_items 7\r\nSTAT bytes_read 1\r\nSTAT bytes 500\r\n\
+        let answer = b"STAT total_items 9\r\nSTAT curr_items 7\r\nSTAT bytes_read 1\r\nSTAT bytes 500\r\n\
             STAT limit_maxbytes 1000\r\nSTAT evictions 2\r\nEND\r\n";
         let held = HeldReport { items: 7, bytes: 500, bytes_max: 1000, evictions: 2 };
         assert_eq!(read(answer), Some(held));
-        assert_eq!(read("STAT curr_items 7\r\nEND\r\n"), None, "what is not said is not known");
+        assert_eq!(read(b"STAT curr_items 7\r\nEND\r\n"), None, "what is not said is not known");
     }
 
     /// What a server held before it was lost says nothing of what it holds now.

@@ -13,12 +13,12 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::backend::{Inquirer, InquiryError, NodeError};
+use crate::backend::{ANSWER_MAX, Inquirer, InquiryError, NodeError};
 use crate::ids::{NodeId, PairId, is_reserved};
 use crate::protocol::answer::{self, server_error};
 use crate::protocol::number::client_u32;
 use crate::protocol::outcome::Outcome;
-use crate::protocol::spelled;
+use crate::protocol::statistics::{Line, Written};
 use crate::report::figures::counted;
 use crate::report::gathered::{Form, Gathered};
 use crate::report::items::Items;
@@ -26,9 +26,8 @@ use crate::report::lines::Lines;
 use crate::report::since::{Before, LISTS};
 use crate::ring::Topology;
 
-use super::ask::Asker;
-use super::events::Internal;
-use super::{Cluster, Duration};
+use super::asker::Asker;
+use super::{Cluster, Duration, Internal};
 
 /// How long all servers together are waited for, in timeouts of one.
 const PATIENCE: u32 = 2;
@@ -38,8 +37,6 @@ const PATIENCE: u32 = 2;
 const OWN_PATIENCE: Duration = Duration::from_millis(500);
 /// Servers that are asked at a time.
 const AT_ONCE: usize = 4;
-/// The longest answer of one server, in bytes: that of `cachedump`, which has 2 MiB.
-const BYTES_MAX: usize = 3 << 20;
 /// Markers that a server may hold beside its pairs' records.
 const MARKERS: usize = 8;
 /// Different questions that wait. All but `cachedump` are a dozen.
@@ -209,7 +206,6 @@ impl Answers {
         let before = self.before.get_mut(node.index()).and_then(Option::as_mut);
         match &mut self.found {
             Found::List(gathered) => {
-                let answer = spelled::text(&answer);
                 let before = match before {
                     Some(before) => {
                         before.take_late(part, &answer)?;
@@ -220,16 +216,16 @@ impl Answers {
                 gathered.add(&answer, before)
             }
             Found::Items(items) => items.add(&answer, shown),
-            Found::Switched(first) => match answer.starts_with(b"OK") || answer.starts_with(b"STAT ") {
-                true => {
-                    first.get_or_insert(answer);
-                    Ok(())
+            Found::Switched(first) => {
+                if answer != answer::OK && !Line::parse(&answer).goes_on() {
+                    return Err(String::from_utf8_lossy(answer.trim_ascii_end()).into_owned());
                 }
-                false => Err(String::from_utf8_lossy(answer.trim_ascii_end()).into_owned()),
-            },
+                first.get_or_insert(answer);
+                Ok(())
+            }
             Found::Counted(counted) => {
                 let Ok(all) = counted else { return Ok(()) };
-                let taken = all[node.index()].take(part, &spelled::text(&answer));
+                let taken = all[node.index()].take(part, &answer);
                 if let Err(why) = &taken {
                     *counted = Err(why.clone());
                 }
@@ -362,9 +358,9 @@ impl Cluster {
                     Inquiry::General => self.report().stats(stats, (asked, silent.len())).end(),
                     Inquiry::Settings => self.stats_settings(stats),
                     _ if form == Form::Prefixes => {
-                        let lines: String =
-                            stats.iter().map(|(name, counts)| format!("PREFIX {name} {counts}\r\n")).collect();
-                        ended(spelled::bytes(&lines), asked, &silent)
+                        let mut list = Written::default();
+                        stats.iter().for_each(|(name, counts)| list.put_prefix(name, counts));
+                        list.ended_by(&end(asked, &silent))
                     }
                     _ => {
                         let mut out = Lines::default();
@@ -376,7 +372,11 @@ impl Cluster {
                     }
                 }
             }
-            Found::Items(items) => ended(items.into_lines(), asked, &silent),
+            Found::Items(items) => {
+                let mut lines = items.into_lines();
+                lines.extend_from_slice(&end(asked, &silent));
+                Bytes::from(lines)
+            }
             Found::Switched(first) => match silent.first() {
                 // One that is away loses the switch, as by a restart.
                 Some((name, why)) => {
@@ -469,8 +469,8 @@ async fn ask_one(parts: Vec<String>, inquirer: &Inquirer) -> Told {
     for part in parts {
         let command = format!("stats {part}");
         let answer = match shows_names(&part) {
-            true => inquirer.tell(command.trim_end(), BYTES_MAX).await,
-            false => inquirer.ask(command.trim_end(), BYTES_MAX).await,
+            true => inquirer.tell(command.trim_end(), ANSWER_MAX).await,
+            false => inquirer.ask(command.trim_end(), ANSWER_MAX).await,
         };
         let failed = answer.is_err();
         told.push((part, answer));
@@ -481,17 +481,12 @@ async fn ask_one(parts: Vec<String>, inquirer: &Inquirer) -> Told {
     told
 }
 
-/// Lines that are no `STAT`s, and their end: an error where some are missing.
-fn ended(mut lines: Vec<u8>, asked: usize, silent: &[(String, String)]) -> Bytes {
-    match silent.first() {
-        None => lines.extend_from_slice(answer::END),
-        Some((name, why)) => {
-            let all = counted((asked + silent.len()) as u64, "server", "servers");
-            let are = if asked == 1 { "is" } else { "are" };
-            lines.extend_from_slice(&server_error(format_args!("{asked} of {all} {are} shown: {name} {why}")));
-        }
-    }
-    Bytes::from(lines)
+/// What stands behind lines that are no `STAT`s: an error where some are missing.
+fn end(asked: usize, silent: &[(String, String)]) -> Bytes {
+    let Some((name, why)) = silent.first() else { return Bytes::from_static(answer::END) };
+    let all = counted((asked + silent.len()) as u64, "server", "servers");
+    let are = if asked == 1 { "is" } else { "are" };
+    server_error(format_args!("{asked} of {all} {are} shown: {name} {why}"))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -12,63 +12,21 @@ use crate::backend::{Drain, NodeError, Probe};
 use crate::ids::{NodeId, PairId, Place};
 use crate::keys::Recopy;
 use crate::lease;
-use crate::pair::FillEvent;
-use crate::pair::{self, Gate, Loss, Reason, State};
+use crate::pair::{self, FillEvent, Gate, Loss, Reason, State};
 use crate::proxy::Adopted;
 use crate::report::figures::counted;
 use crate::resync::{self, Context, Fill, JobError, JobEvent, JobSpec, Outcome, Progress, Tuning, Verdict};
 
 use super::nodes::reason_of;
-use super::refills::Failed;
+use super::refills::{Failed, JobRun, LastJob};
 use super::{Cluster, Internal};
 
-/// A resync under way.
-pub(super) struct JobRun {
-    serial: u64,
-    pub(super) pairs: Vec<(PairId, NodeId)>,
-    pub(super) fill: Fill,
-    cancel: CancellationToken,
-    pub(super) progress: Arc<Progress>,
-    /// It only empties the node for pairs of which no copy is left.
-    purge_only: bool,
-    /// Pairs that were led by one node alone under it, since it began or since it emptied its node
-    /// of them: what that holds has missed writes, however well the job ends.
-    overtaken: BTreeSet<PairId>,
-    /// The job waits for its pairs to be Recovering.
-    go: Option<oneshot::Sender<bool>>,
-    by_operator: bool,
-}
-
-impl JobRun {
-    pub(super) fn fills(&self, pair: PairId) -> bool {
-        self.pairs.iter().any(|(p, _)| *p == pair)
-    }
-
-    /// Ends it for the sake of pairs that it does not fill.
-    pub(super) fn yield_to_others(&self) {
-        self.cancel.cancel();
-    }
-
-    pub(super) fn is_told_to_end(&self) -> bool {
-        self.cancel.is_cancelled()
-    }
-}
-
-/// What a pair's job has to learn yet.
+/// What a pair's job is to be told.
 #[derive(PartialEq, Eq, Default, Debug)]
 pub(super) struct Owed {
     /// The gate that it asked for does not close.
     not_now: bool,
     verdict: Option<Verdict>,
-}
-
-/// How the last resync of a node went.
-pub(super) struct LastJob {
-    pub(super) fill: Fill,
-    pub(super) progress: Arc<Progress>,
-    pub(super) elapsed: Duration,
-    /// `done`, or why it ended.
-    pub(super) end: &'static str,
 }
 
 impl Cluster {
@@ -410,13 +368,13 @@ impl Cluster {
     /// The node is not taken back before the connection is drained. One to an earlier address was
     /// abandoned with all that was there.
     fn await_drain(&mut self, drain: Drain) {
-        let (node, life) = (drain.node(), drain.life());
-        if life != self.address_life(node) {
+        let (node, address) = (drain.node(), drain.address());
+        if address != self.address_number(node) {
             return;
         }
         self.nodes[node.index()].drains += 1;
         self.changed(node);
-        self.spawn(async move { Internal::DrainDone { node, life, end: drain.await } });
+        self.spawn(async move { Internal::DrainDone { node, address, end: drain.await } });
     }
 
     /// Whether a resync of the node, over this pair among others, is under way or winding up.

@@ -24,7 +24,7 @@ use crate::proxy::{ClientKey, Command};
 use crate::resync::{ListError, Progress, list};
 
 use super::Cluster;
-use super::ask::Asker;
+use super::asker::Asker;
 use super::events::Internal;
 
 /// Listings at a time: each keeps a file, and a server that lists does little else.

@@ -72,6 +72,7 @@
 #[cfg(test)]
 mod alone;
 mod ask;
+mod asker;
 mod changes;
 mod clean;
 mod clocks;
@@ -112,7 +113,7 @@ mod unread;
 mod verify;
 mod yielding;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -129,8 +130,8 @@ use crate::config::{ResyncMode, Settings};
 use crate::ids::{Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Pair, Plan, State};
-use crate::proxy::{Command, Event, Ticket};
-use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Settlement, Verdict};
+use crate::proxy::{Command, Event};
+use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Verdict};
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
@@ -193,6 +194,14 @@ struct PairRun {
 }
 
 impl PairRun {
+    /// Of all pairs, each of which begins as this one.
+    fn all(topology: &Topology, pair: Pair, resync_memory: usize) -> Vec<PairRun> {
+        // As much again as one resync's key list.
+        let missed = Arc::new(MissedBudget::new(resync_memory / 2));
+        let lone = Arc::new(MissedBudget::new(resync_memory / 8));
+        topology.pairs().map(|_| PairRun::new(pair.clone(), &missed, &lone)).collect()
+    }
+
     /// At the start, when nothing is known of the pair. What it keeps in mind counts against these
     /// bounds: of missed keys, and of keys that have one copy.
     fn new(pair: Pair, missed: &Arc<MissedBudget>, lone: &Arc<MissedBudget>) -> PairRun {
@@ -220,6 +229,22 @@ impl PairRun {
             word: ("", now),
         }
     }
+}
+
+/// The workers, as the control plane reaches them.
+pub struct Workers {
+    pub commands: Vec<UnboundedSender<Command>>,
+    pub stats: Vec<Arc<WorkerStats>>,
+    /// Set by one that ended with operations unfinished.
+    pub unclean: Arc<AtomicBool>,
+}
+
+/// When it was made.
+#[derive(Clone, Copy)]
+struct Begun {
+    at: Instant,
+    /// Since 1970.
+    date: Duration,
 }
 
 /// The control plane.
@@ -264,9 +289,7 @@ pub struct Cluster {
     /// No pair had this term before this run, and all began at or above it since. 0: none was ever
     /// given.
     term: Term,
-    started: Instant,
-    /// The date of that, since 1970.
-    started_date: Duration,
+    begun: Begun,
     crawls: Arc<Crawls>,
     clocks: Arc<Clocks>,
     limiter: Arc<RateLimiter>,
@@ -275,9 +298,7 @@ pub struct Cluster {
     flush: flush::Flush,
     delayed: flush::Delayed,
     job_serial: u64,
-    /// Orders to workers that are not settled, and the last one's number.
-    orders: BTreeMap<Ticket, oneshot::Sender<Settlement>>,
-    last_ticket: Ticket,
+    orders: orders::Orders,
     scrubs: verify::Scrubs,
     /// Edges that are logged together, with the states before, while several pairs learn of one
     /// thing.
@@ -306,41 +327,31 @@ impl Cluster {
         settings: Settings,
         topology: Arc<Topology>,
         (dialer, names, losses): (Arc<dyn Dial>, Names, Arc<dyn Losses>),
-        workers: Vec<UnboundedSender<Command>>,
-        stats: Vec<Arc<WorkerStats>>,
-        unclean: Arc<AtomicBool>,
+        Workers { commands: workers, stats, unclean }: Workers,
         shutdown: CancellationToken,
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
         let (desk, requests) = desk::Clerk::open();
-        let now = Instant::now();
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let patience = settings.probe_timeout.max(settings.timeout);
         let memories = Arc::new(Memories::default());
         let turn = losses.turn();
-        let controls = topology
-            .nodes()
-            .map(|node| {
-                let control = NodeControl::new(node, dialer.clone(), memories.clone(), patience);
-                Arc::new(control.of_fleet(turn.as_ref().map(|turn| turn.mark.clone())))
-            })
-            .collect();
-        let inquirers = topology.nodes().map(|node| Arc::new(Inquirer::new(node, dialer.clone(), patience))).collect();
-        // As much again as one resync's key list.
-        let budget = Arc::new(MissedBudget::new(settings.resync_memory / 2));
+        let mark = turn.as_ref().map(|turn| &turn.mark);
+        let control = |node| NodeControl::new(node, dialer.clone(), memories.clone(), patience).of_fleet(mark.cloned());
+        let inquirer = |node| Inquirer::new(node, dialer.clone(), patience);
         let term = terms::first(Term::default(), false, ambient::random_u64());
-        let lone_budget = Arc::new(MissedBudget::new(settings.resync_memory / 8));
-        let pair = || PairRun::new(Pair::new(Epoch(unix_us), term), &budget, &lone_budget);
-        let pairs = topology.pairs().map(|_| pair()).collect();
-        let probe_times = settings::ProbeTimes::of(&settings);
         Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
+            controls: topology.nodes().map(|node| Arc::new(control(node))).collect(),
+            inquirers: topology.nodes().map(|node| Arc::new(inquirer(node))).collect(),
             crawls: Arc::new(Crawls::new(topology.node_count())),
             clocks: Arc::new(Clocks::new(topology.node_count())),
             limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
             pace: Arc::default(),
             suspicions: Suspicions::new(topology.node_count(), settings.timeout, settings.leader_timeout),
             told_late: None,
+            pairs: PairRun::all(&topology, Pair::new(Epoch(unix_us), term), settings.resync_memory),
+            probe_times: settings::ProbeTimes::of(&settings),
             written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),
             settings,
             topology,
@@ -350,8 +361,6 @@ impl Cluster {
             turn,
             losses,
             memories,
-            controls,
-            inquirers,
             inquiries: inquiries::Inquiries::default(),
             commanded: 0,
             listings: listings::Listings::default(),
@@ -359,21 +368,18 @@ impl Cluster {
             workers,
             stats,
             stats_base: Vec::new(),
-            pairs,
             internal,
             inbox: Some(inbox),
             session: Session { id: SessionId(ambient::random_u64()), open: true },
             period: Period(unix_us),
             period_found: Period::default(),
             term,
-            started: now,
-            started_date: ambient::unix_time(),
+            begun: Begun { at: Instant::now(), date: ambient::unix_time() },
             quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flush::default(),
             delayed: flush::Delayed::default(),
             job_serial: 0,
-            orders: BTreeMap::new(),
-            last_ticket: Ticket(0),
+            orders: orders::Orders::default(),
             scrubs: verify::Scrubs::default(),
             edges: None,
             desk,
@@ -383,7 +389,6 @@ impl Cluster {
             unsettled: settle::Unsettled::default(),
             unclean,
             governor: CancellationToken::new(),
-            probe_times,
             former_looks: shutdown.child_token(),
             shutdown,
         }
@@ -459,7 +464,7 @@ impl Cluster {
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.begun.at.elapsed()
     }
 
     fn node_at(&self, pair: PairId, place: Place) -> NodeId {

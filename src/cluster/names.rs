@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::{Addresses, NodeError, NodeView, Resolve};
-use crate::ids::{Incarnation, NodeId, PairId, WorkerId};
+use crate::ids::{AddressNumber, Incarnation, NodeId, PairId, WorkerId};
 use crate::lease;
 use crate::pair::{Loss, Reason, State};
 use crate::proxy::Command;
@@ -143,8 +143,8 @@ impl Cluster {
     }
 
     /// Counts the node's addresses, each of which counts as a server of its own.
-    pub(super) fn address_life(&self, node: NodeId) -> u64 {
-        self.names.addresses.life(node)
+    pub(super) fn address_number(&self, node: NodeId) -> AddressNumber {
+        self.names.addresses.number(node)
     }
 
     /// The first look-up of every name, before any node is looked at. None is waited for longer
@@ -324,7 +324,7 @@ impl Cluster {
         }
         self.names.addresses.set(node, to);
         self.crawls.moved(node);
-        let (flushing, address) = (self.flush.is_sent(), self.address_life(node));
+        let (flushing, address) = (self.flush.is_sent(), self.address_number(node));
         let run = &mut self.nodes[node.index()];
         run.reason = Reason::Moved;
         run.name = Name { listed: std::mem::take(&mut run.name.listed), ..Name::default() };
@@ -347,8 +347,8 @@ impl Cluster {
     }
 
     /// A worker has no connection to the node's addresses before this one any more.
-    pub(super) fn left(&mut self, worker: WorkerId, node: NodeId, address: u64, owing: bool) {
-        let last = address == self.address_life(node);
+    pub(super) fn left(&mut self, worker: WorkerId, node: NodeId, address: AddressNumber, owing: bool) {
+        let last = address == self.address_number(node);
         let run = &mut self.nodes[node.index()];
         run.abandoned |= owing && holds(Rule::AbandonedAtMove);
         // If the node has moved again since, the confirmation of that move is still to come.
@@ -519,11 +519,11 @@ mod tests {
         let node = NodeId(0);
         let drained = |cluster: &Cluster| cluster.nodes[node.index()].is_drained();
         cluster.move_to(node, at(A));
-        let first = addresses.life(node);
+        let first = addresses.number(node);
         cluster.left(WorkerId(0), node, first, false);
         assert!(!drained(&cluster), "the other worker has not left");
         cluster.move_to(node, at(B));
-        let second = addresses.life(node);
+        let second = addresses.number(node);
         for worker in [0, 1].map(WorkerId) {
             cluster.left(worker, node, first, false);
         }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::marker::Leftovers;
 use crate::backend::{MarkError, NodeError, NodeView, Probe};
 use crate::health::{Health, began_since};
-use crate::ids::{Incarnation, NodeId, PairId, WorkerId};
+use crate::ids::{Incarnation, Life, NodeId, PairId, WorkerId};
 use crate::pair::{self, Loss, Reason};
 use crate::protocol::expiry::Offset;
 use crate::proxy::Command;
@@ -69,7 +69,7 @@ pub(super) struct NodeRun {
     pub(super) memory_gone: bool,
     /// How often it was taken back when no route named it any more; workers repeat it with the
     /// faults that they tell.
-    pub(super) life: u32,
+    pub(super) life: Life,
     /// Wakes its prober early.
     pub(super) hint: Arc<Notify>,
     /// It was lost and is not taken back: its prober hurries, also while it answers. Written here,
@@ -114,7 +114,7 @@ impl NodeRun {
             silent_since: None,
             unmarked: None,
             memory_gone: false,
-            life: 0,
+            life: Life::default(),
             hint: Arc::new(Notify::new()),
             away: Arc::new(AtomicBool::new(false)),
             refills: Refills::default(),
@@ -177,7 +177,7 @@ impl Cluster {
     /// the node is back. No operation is forgotten with that: the life is a new one only where
     /// every pair's gate was closed meanwhile, and a gate that opens begins or ends what was
     /// parked.
-    pub(super) fn is_of_its_life(&self, node: NodeId, life: u32) -> bool {
+    pub(super) fn is_of_its_life(&self, node: NodeId, life: Life) -> bool {
         life >= self.nodes[node.index()].life
     }
 

@@ -16,13 +16,10 @@ use crate::protocol::reply::{Frame, parse_reply};
 use crate::protocol::spelled;
 
 use super::Cluster;
-use super::ask::Asker;
+use super::asker::Asker;
 use super::events::Internal;
-use crate::backend::{InquiryError, NodeError};
+use crate::backend::{ANSWER_MAX, InquiryError, NodeError};
 
-/// The longest answer that is passed on, in bytes: a value of a usual `-I`, and a listing of
-/// statistics.
-const ANSWER_MAX: usize = 3 << 20;
 /// Commands on their way at a time.
 const AT_ONCE: usize = 8;
 

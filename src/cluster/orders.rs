@@ -1,6 +1,8 @@
 //! Orders to the owners of single keys: what only a follower holds is adopted by its leader; copies
 //! that differ are mended.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -8,9 +10,31 @@ use super::Cluster;
 use crate::backend::NodeView;
 use crate::backend::marker::{Fact, Record};
 use crate::ids::{NodeId, PairId, Place};
-use crate::pair::{self, Loss, State};
-use crate::pair::{FillEvent, Word};
+use crate::pair::{self, FillEvent, Loss, State, Word};
 use crate::proxy::{Adopted, Command, Settlement, Ticket, owner_of};
+
+/// Those that are not settled yet.
+#[derive(Default)]
+pub(super) struct Orders {
+    replies: BTreeMap<Ticket, oneshot::Sender<Settlement>>,
+    last: Ticket,
+}
+
+impl Orders {
+    /// A number for the next one; `reply` hears what became of it.
+    fn begin(&mut self, reply: oneshot::Sender<Settlement>) -> Ticket {
+        self.last.0 += 1;
+        self.replies.insert(self.last, reply);
+        self.last
+    }
+
+    fn end(&mut self, ticket: Ticket, settlement: Settlement) {
+        if let Some(reply) = self.replies.remove(&ticket) {
+            // The job that gave the order may be over.
+            let _ = reply.send(settlement);
+        }
+    }
+}
 
 impl Cluster {
     /// What clients have written is deleted on the follower, or was made there too: this is
@@ -112,14 +136,10 @@ impl Cluster {
 
     /// A number for an order; `reply` hears what became of it.
     pub(super) fn ticket(&mut self, reply: oneshot::Sender<Settlement>) -> Ticket {
-        self.last_ticket.0 += 1;
-        self.orders.insert(self.last_ticket, reply);
-        self.last_ticket
+        self.orders.begin(reply)
     }
 
     pub(super) fn settled(&mut self, ticket: Ticket, settlement: Settlement) {
-        if let Some(reply) = self.orders.remove(&ticket) {
-            let _ = reply.send(settlement);
-        }
+        self.orders.end(ticket, settlement);
     }
 }

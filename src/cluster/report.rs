@@ -48,10 +48,10 @@ impl Cluster {
             verify: self.verify_report(),
             process: ProcessReport {
                 pid: std::process::id(),
-                uptime_seconds: self.started.elapsed().as_secs(),
-                uptime_ms: self.started.elapsed().as_millis() as u64,
+                uptime_seconds: self.begun.at.elapsed().as_secs(),
+                uptime_ms: self.begun.at.elapsed().as_millis() as u64,
                 unix_time: crate::ambient::unix_time().as_secs(),
-                started_unix_time: self.started_date.as_secs(),
+                started_unix_time: self.begun.date.as_secs(),
                 version: crate::proxy::VERSION,
                 user_us,
                 system_us,

@@ -6,9 +6,8 @@ use tokio::time::Instant;
 
 use crate::ambient;
 use crate::backend::{DrainEnd, MarkError, NodeError, NodeView};
-use crate::ids::{Incarnation, NodeId, PairId, SessionId};
-use crate::pair::FillEvent;
-use crate::pair::{self, Loss, Reason, State};
+use crate::ids::{AddressNumber, Incarnation, NodeId, PairId, SessionId};
+use crate::pair::{self, FillEvent, Loss, Reason, State};
 use crate::report::figures::counted;
 use crate::rules::{Rule, holds};
 
@@ -21,6 +20,17 @@ struct Returned {
     first: bool,
     /// It holds nothing, and nothing can land there any more.
     empty: bool,
+}
+
+/// What a node's markers say of its memory.
+#[derive(Clone, Copy)]
+struct Memory {
+    /// This run has marked the node before.
+    is_known: bool,
+    /// It is the memory that was marked.
+    same: bool,
+    /// Its name from now on.
+    incarnation: Incarnation,
 }
 
 impl Cluster {
@@ -39,8 +49,7 @@ impl Cluster {
 
     /// A lost node answers well again: what does it hold?
     pub(super) fn viewed(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
-        let known = self.nodes[node.index()].incarnation;
-        let moved = |view: &NodeView| view.life != self.address_life(node) && holds(Rule::OneAddressAConnection);
+        let moved = |view: &NodeView| view.address != self.address_number(node) && holds(Rule::OneAddressAConnection);
         if result.as_ref().is_ok_and(moved) {
             // That was another server.
             self.nodes[node.index()].looking = false;
@@ -68,8 +77,15 @@ impl Cluster {
             self.stamp(node);
             return self.take_back(node, view, None);
         }
-        self.learn_period(&view);
-        let ours = self.is_ours(node, &view);
+        let memory = self.learn_memory(node, &view);
+        self.mark_viewed(node, view, memory);
+    }
+
+    /// What the markers on a node say: of its memory, and of what was before.
+    fn learn_memory(&mut self, node: NodeId, view: &NodeView) -> Memory {
+        let known = self.nodes[node.index()].incarnation;
+        self.learn_period(view);
+        let ours = self.is_ours(node, view);
         // A memory that this proxy has marked itself needs no other witness: the ring marker may
         // have been evicted.
         let same = known.map_or(ours, |k| view.incarnation == Some(k));
@@ -77,7 +93,7 @@ impl Cluster {
             Some(found) if same => found,
             _ => Incarnation(ambient::random_u64()),
         };
-        self.outrank_records(&view);
+        self.outrank_records(view);
         if let Some(found) = &view.pending {
             self.learn_pending(found);
         }
@@ -85,15 +101,21 @@ impl Cluster {
             let place = self.topology.place(node);
             let counts = |p: PairId| self.pairs[p.index()].undecided || self.follows_in_adoption(p, place);
             let decided = !self.topology.pairs_of(node).any(counts);
-            self.nodes[node.index()].leftovers = self.leftovers_on(node, &view, decided);
+            self.nodes[node.index()].leftovers = self.leftovers_on(node, view, decided);
         }
+        Memory { is_known: known.is_some(), same, incarnation }
+    }
+
+    /// The node is marked as in use, except where another proxy uses it.
+    fn mark_viewed(&mut self, node: NodeId, view: NodeView, memory: Memory) {
+        let Memory { is_known, same, incarnation } = memory;
         // Another proxy that took the node over while it was away keeps its session there: the
         // probes judge it.
-        let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && known.is_some());
+        let taken = view.session.filter(|s| same && s.open && s.id != self.session.id && is_known);
         let session = taken.unwrap_or(self.session);
         let ring = self.ring_of(node);
         // First seen now, and last used by a proxy that did not say goodbye to it: as at the start.
-        let unquiet = known.is_none() && view.session.is_some_and(|s| s.open && s.id != session.id)
+        let unquiet = !is_known && view.session.is_some_and(|s| s.open && s.id != session.id)
             || self.nodes[node.index()].abandoned;
         let others = (!same && self.is_others(node, &view)).then(|| (self.session.id, self.knock_time()));
         self.ask_node(node, move |control| async move {
@@ -123,7 +145,7 @@ impl Cluster {
         result: Result<Option<SessionId>, MarkError>,
     ) {
         self.nodes[node.index()].looking = false;
-        if view.life != self.address_life(node) && holds(Rule::OneAddressAConnection) {
+        if view.address != self.address_number(node) && holds(Rule::OneAddressAConnection) {
             // That was another server.
             return;
         }
@@ -249,8 +271,8 @@ impl Cluster {
     }
 
     /// A connection of the control plane that was given up has ended.
-    pub(super) fn drained(&mut self, node: NodeId, life: u64, end: DrainEnd) {
-        if life == self.address_life(node) {
+    pub(super) fn drained(&mut self, node: NodeId, address: AddressNumber, end: DrainEnd) {
+        if address == self.address_number(node) {
             if end == DrainEnd::Abandoned {
                 self.abandoned(node);
             }
@@ -270,7 +292,8 @@ impl Cluster {
             State::Dark { .. } => false,
         };
         if !self.topology.pairs_of(node).any(named) {
-            self.nodes[node.index()].life += 1;
+            let life = &mut self.nodes[node.index()].life;
+            *life = life.next();
         }
     }
 }

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::backend::ANSWER_MAX;
 use crate::protocol::reply::{Frame, ParsedReply, Reply, ReplyError, ReplyKind, ReplyLimits, parse_reply_within};
+use crate::protocol::statistics::Line;
 use crate::ring::{NodeAddr, SpecError};
 
-/// The longest line, and the longest value, of an answer.
-const LIMITS: ReplyLimits = ReplyLimits { line_len_max: 4 << 20, value_len_max: 4 << 20 };
+/// The longest line, and the longest value, of an answer: no server's that is passed on is longer.
+const LIMITS: ReplyLimits = ReplyLimits { line_len_max: ANSWER_MAX, value_len_max: ANSWER_MAX };
 
 /// Where the proxy listens.
 #[derive(Clone, Debug)]
@@ -115,7 +117,7 @@ impl Said {
         match self {
             Said::Reply(_, reply) => matches!(reply.kind, ReplyKind::Stat { .. } | ReplyKind::Value { .. }),
             // The lists of keys, and of statistics that memcached writes without `STAT`.
-            Said::Strange(line) => line.starts_with("key=") || line.starts_with("ITEM ") || line.starts_with("PREFIX "),
+            Said::Strange(line) => line.starts_with("key=") || Line::parse(line.as_bytes()).goes_on(),
         }
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::connection::{Connection, Endpoint, Said};
 use crate::lease;
-use crate::report::lines::STATE;
-use crate::report::seen::{Fields, Seen, Stats};
+use crate::protocol::statistics::Stats;
+use crate::report::names::{self, STATE};
+use crate::report::seen::{Fields, Seen};
 use crate::report::traffic::Traffic;
 
 /// The proxy, in a command's arguments.
@@ -198,7 +199,7 @@ impl<'a> Proxy<'a> {
     /// The names of those of which one is to be chosen.
     pub(crate) fn pools(&mut self) -> Result<Vec<String>, String> {
         let said = self.must_be_ours()?;
-        let names = said.text("proxy:pools").split(", ").filter(|name| !name.is_empty());
+        let names = said.text(names::POOLS).split(", ").filter(|name| !name.is_empty());
         Ok(names.map(str::to_owned).collect())
     }
 
@@ -207,9 +208,9 @@ impl<'a> Proxy<'a> {
     fn look(&mut self, counters: bool) -> Result<(Seen, Traffic), String> {
         let (at, said) = (self.at, self.must_act()?);
         // A standby passes the question on to the active proxy.
-        self.look_on(counters).map_err(|why| match said.text("proxy:role") {
+        self.look_on(counters).map_err(|why| match said.text(names::ROLE) {
             "standby" => {
-                let active = said.text("proxy:active");
+                let active = said.text(names::ACTIVE);
                 if let Some((_, words)) = why.split_once("SERVER_ERROR ").filter(|(_, words)| is_of_a_standby(words)) {
                     let words = words.trim_end_matches('"');
                     return format!("{at}: is a standby, and passes nothing on: {words}{}", trouble(&said));
@@ -239,7 +240,7 @@ impl<'a> Proxy<'a> {
     /// Each proxy of a fleet answers this itself, whichever is active.
     pub(crate) fn must_be_ours(&mut self) -> Result<Fields, String> {
         let said = Fields::of(self.stats("stats proxy")?);
-        if said.text("proxy:role").is_empty() { Err(stranger(self.at)) } else { Ok(said) }
+        if said.text(names::ROLE).is_empty() { Err(stranger(self.at)) } else { Ok(said) }
     }
 
     /// An error also where it can answer nothing else: what it is asked is answered when that is
@@ -247,7 +248,7 @@ impl<'a> Proxy<'a> {
     fn must_act(&mut self) -> Result<Fields, String> {
         let said = self.must_be_ours()?;
         let (at, why) = (self.at, trouble(&said));
-        match (said.text("proxy:role"), said.text("proxy:ready"), said.text("proxy:active")) {
+        match (said.text(names::ROLE), said.text(names::READY), said.text(names::ACTIVE)) {
             ("starting", ..) | ("active", "0", _) => {
                 Err(format!("{at}: is starting: its servers are looked at; the log names one that hangs"))
             }
@@ -280,7 +281,7 @@ impl<'a> Proxy<'a> {
 
 /// What keeps it from acting, behind a sentence.
 fn trouble(said: &Fields) -> String {
-    match said.text("proxy:trouble") {
+    match said.text(names::TROUBLE) {
         "" => String::new(),
         trouble => format!("; {trouble}"),
     }

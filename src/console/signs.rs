@@ -1,7 +1,7 @@
 //! The colours of the words that a proxy says, and the signs in front of them. Pure.
 
 use super::table::Tone;
-use crate::report::lines::STATE;
+use crate::report::names::STATE;
 use crate::report::seen::Fields;
 use crate::report::verdict::Word;
 

@@ -11,6 +11,7 @@ use super::http::{Answer, Http, HttpError, NO_HTTP};
 use super::lookup::share;
 use super::record::Record;
 use super::register::{Register, Seen, Swapped, Unread, Value};
+use crate::protocol::base64;
 
 /// A user of etcd's.
 #[derive(Clone, PartialEq, Eq)]
@@ -51,11 +52,12 @@ impl Etcd {
         }
     }
 
-    /// Whether this is an etcd that will do: one member that does is enough.
+    /// Whether this etcd can be used; one member that can is enough. `Ok(None)`: it can;
+    /// `Ok(Some)`: why it never can.
     ///
     /// # Errors
     ///
-    /// `Ok`: why it will never; `Err`: why that is not known.
+    /// Why that is not known.
     pub fn judge(&mut self, deadline: Instant) -> Result<Option<String>, Unread> {
         let (mut never, mut unknown) = (None, None);
         for others in (0..self.members.len()).rev() {
@@ -80,7 +82,7 @@ impl Etcd {
         let mut numbers = version.split('.').map(|n| n.parse::<u32>().ok());
         let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
             self.pass_on();
-            // What stands before it may have lost it for a while.
+            // A load balancer in front of it may have lost it for a while.
             if answer.status >= 500 {
                 return Err(Unread(format!("etcd on {whose} answers with HTTP status {}", answer.status)));
             }
@@ -111,8 +113,8 @@ impl Etcd {
         self.present = (self.present + 1) % self.members.len();
     }
 
-    /// Who is asked, in this order: from the present one on, and last those whose names are still
-    /// being looked up.
+    /// In which order members are asked: from the present one on, and last those whose names are
+    /// still being looked up.
     fn order(&mut self) -> Vec<usize> {
         let count = self.members.len();
         let mut order: Vec<_> = (0..count).map(|at| (self.present + at) % count).collect();
@@ -121,7 +123,7 @@ impl Etcd {
         order
     }
 
-    /// Asks the present member; the next ones, where nothing was sent.
+    /// Asks the present member, and the next ones as long as nothing was sent.
     fn each(
         &mut self,
         deadline: Instant,
@@ -165,7 +167,7 @@ impl Etcd {
             match (answer.status, said["error"].as_str()) {
                 (200, None) if said.is_object() => return Ok(said),
                 (404, _) => return Err(Failed::NoGateway(whose)),
-                // Its time is over, or the password has changed.
+                // The token has expired, or the password has changed.
                 (401, _) if self.token.take().is_some() => {}
                 (_, Some(why)) if why.contains("invalid auth token") && self.token.take().is_some() => {}
                 (_, Some(why)) if is_denial(why) => return Err(Failed::Denied(why.to_owned())),
@@ -260,7 +262,7 @@ impl Register for Etcd {
         }
         let put = json!({ "request_put": { "key": self.key, "value": base64(new.to_string().as_bytes()) } });
         let answer = self.call("/v3/kv/txn", &json!({ "compare": compared, "success": [put] }), deadline)?;
-        // What is false is left out.
+        // The gateway leaves out what is false.
         if answer["succeeded"].as_bool() != Some(true) {
             return Ok(Swapped::Refused);
         }
@@ -269,38 +271,18 @@ impl Register for Etcd {
     }
 }
 
-/// How long a start waits for the first word of etcd.
+/// How long a start waits for etcd's first answer.
 pub const FIRST_WORD: Duration = Duration::from_secs(3);
 
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
+/// A text as the gateway writes it.
 fn base64(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let bits = three.iter().fold(0, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
-        for digit in 0..4 {
-            let at = (bits >> (18 - 6 * digit) & 63) as usize;
-            text.push(if digit <= three.len() { char::from(DIGITS[at]) } else { '=' });
-        }
-    }
-    text
+    String::from_utf8_lossy(&base64::encode(bytes)).into_owned()
 }
 
 fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if !text.len().is_multiple_of(4) {
-        return None;
-    }
-    for four in text.as_bytes().chunks(4) {
-        let filled = four.iter().position(|&digit| digit == b'=').unwrap_or(4);
-        let mut bits = 0;
-        for (at, digit) in four.iter().enumerate() {
-            let value = if at < filled { DIGITS.iter().position(|d| d == digit)? } else { 0 };
-            bits = bits << 6 | value as u32;
-        }
-        let all = bits.to_be_bytes();
-        bytes.extend_from_slice(&all[1..filled.max(1)]);
-    }
+    let mut bytes = vec![0; text.len() / 4 * 3];
+    let len = if text.is_empty() { 0 } else { base64::decode(text.as_bytes(), &mut bytes)? };
+    bytes.truncate(len);
     Some(bytes)
 }
 

@@ -1,6 +1,6 @@
-//! Where a name leads, by a deadline. The system's look-up has none, and a name server that is slow
-//! must not take a lease's time: so it runs on a thread of its own, one at a time for each name,
-//! and what was found before counts until it is done.
+//! The addresses of a name, within a deadline. The system's resolver knows no deadline, and a slow
+//! name server must not take a lease's time: so a look-up runs on a thread of its own, one at a
+//! time for each name, and what was found before counts until it is done.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -8,29 +8,28 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-/// Addresses of one name that are taken into account.
+/// Most addresses of one name that are used.
 const MOST: usize = 16;
 
-/// A name that leads nowhere is looked up no more often than that, unless somebody waits for it.
+/// A name without an address is looked up again after so long, or at once for a caller that waits.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How many parts of the time that is left one of several may take.
+/// Of several that are tried in turn, each but the last gets the time that is left divided by this.
 const SHARE: u32 = 2;
 
-/// The time of one of several that are tried one after the other: half of what is left, while
-/// others come after it.
+/// The deadline of one of several that are tried in turn; `others`: how many come after it.
 pub(crate) fn share(deadline: Instant, others: usize) -> Instant {
     let now = Instant::now();
     now + deadline.saturating_duration_since(now) / if others == 0 { 1 } else { SHARE }
 }
 
-/// How long until then; an error when it is over.
+/// The time until the deadline; an error once it has passed.
 pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// Tries one address after the other, until it works with one.
+/// Tries one address after the other, until an attempt succeeds.
 pub(crate) fn try_each<T>(
     addresses: &[SocketAddr],
     deadline: Instant,
@@ -49,7 +48,7 @@ pub(crate) fn try_each<T>(
 type Found = io::Result<Vec<SocketAddr>>;
 
 pub(crate) struct LookUp {
-    /// `None`: it is an address, and known.
+    /// Asks the system. `None`: the name is an address itself.
     finds: Option<Arc<dyn Fn() -> Found + Send + Sync>>,
     known: Vec<SocketAddr>,
     under_way: Option<Receiver<Found>>,
@@ -87,7 +86,7 @@ impl LookUp {
         LookUp { finds: None, known: vec![address], under_way: None, failed: None }
     }
 
-    /// What the last look-up that came to something has found: IPv4 before IPv6, then by number.
+    /// What the last successful look-up has found: IPv4 before IPv6, then by number.
     pub(crate) fn known(&self) -> &[SocketAddr] {
         &self.known
     }
@@ -109,7 +108,7 @@ impl LookUp {
         }
     }
 
-    /// Sees to it that it becomes known, and waits for nothing. Returns whether it is.
+    /// Whether an address is known. If none is, a look-up is begun, and not waited for.
     pub(crate) fn is_known(&mut self) -> bool {
         let rests = self.failed.is_some_and(|at| at.elapsed() < AGAIN);
         if self.known.is_empty() && !rests && self.begin().is_ok() {
@@ -122,7 +121,7 @@ impl LookUp {
         !self.known.is_empty()
     }
 
-    /// Unless one is under way.
+    /// Begins a look-up, unless one is under way.
     fn begin(&mut self) -> io::Result<()> {
         let Some(finds) = self.finds.clone().filter(|_| self.under_way.is_none()) else { return Ok(()) };
         let (tells, hears) = channel();

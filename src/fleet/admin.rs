@@ -1,146 +1,97 @@
-//! The HTTP listener of a standby: whether it lives, whether it is ready, and where the active
+//! What a standby shows over HTTP: whether it lives, whether it is ready, and where the active
 //! proxy is, which has all the rest.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
+use bytes::Bytes;
+use hyper::{Response, StatusCode, Uri};
 
-use crate::admin::{BUSY, Closings, Refusals, refuse};
-
-use super::doors;
+use crate::admin::http::{METRICS, Site, TEXT, Whole, plain, whole};
 use crate::report::metrics::of_one_that_waits;
-use crate::stats::closings::{Closing, closed};
+use crate::stats::closings::closed;
 
-/// How long a request may take, and how long it may be.
-const PATIENCE: Duration = Duration::from_secs(2);
-const REQUEST_MAX: usize = 8 << 10;
-
-/// How many connections may be open at once.
-const CONNECTIONS: usize = 64;
-
-const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 40\r\n\
-    Connection: close\r\n\r\na request has to come within two seconds";
-
-/// What the pages of a standby show.
+/// What it knows of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Standby {
     pub(super) ready: bool,
     pub(super) active: Option<String>,
 }
 
-/// Answers until `over`.
-pub(super) async fn serve(
-    listener: TcpListener,
-    standby: impl Fn() -> Standby + Clone + Send + 'static,
-    over: CancellationToken,
-) {
-    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
-    let what = "a connection to the admin listener";
-    let mut refusals = Refusals::of("the admin listener");
-    let closings = Arc::new(Closings::default());
-    while let Some((stream, peer)) = doors::accept(what, &over, |cx| listener.poll_accept(cx)).await {
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            refusals.tell(CONNECTIONS);
-            refuse(stream, BUSY);
-            Closing::AdminTooMany.count();
-            continue;
-        };
-        let (standby, closings) = (standby.clone(), closings.clone());
-        tokio::spawn(async move {
-            let mut stream = stream;
-            let closing = match tokio::time::timeout(PATIENCE, answer(&mut stream, standby)).await {
-                Ok(Ok(true)) => Closing::AdminAnswered,
-                Ok(Ok(false)) => Closing::AdminLeft,
-                Ok(Err(_)) => Closing::AdminBroken,
-                Err(_) => {
-                    closings.tell(Some(peer), "no request came in time, or its answer was not taken");
-                    refuse(stream, LATE);
-                    Closing::AdminLate
-                }
-            };
-            closing.count();
-            drop(place);
-        });
-    }
-}
+/// Looks at it.
+pub(super) struct Seen<F>(pub(super) F);
 
-/// Returns whether there was a request.
-async fn answer(stream: &mut TcpStream, standby: impl Fn() -> Standby) -> std::io::Result<bool> {
-    let mut request = Vec::new();
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_MAX {
-        if stream.read_buf(&mut request).await? == 0 {
-            return Ok(false);
+impl<F: Fn() -> Standby + Send + Sync + 'static> Site for Seen<F> {
+    async fn answer(self: &Arc<Self>, uri: &Uri) -> Response<Whole> {
+        let Standby { ready, active } = (self.0)();
+        match uri.path() {
+            "/livez" => plain(StatusCode::OK, "alive\n"),
+            "/metrics" => {
+                let metrics = of_one_that_waits("standby", ready, &closed());
+                whole(StatusCode::OK, METRICS, Bytes::from(metrics))
+            }
+            "/readyz" if ready => plain(StatusCode::OK, "ready\n"),
+            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "this proxy is a standby, and reaches no active one\n"),
+            _ => {
+                let active = active.as_deref().unwrap_or("not known");
+                let said = format!(
+                    "this proxy is a standby: the active one, which other proxies reach on {active}, has this\n"
+                );
+                whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, Bytes::from(said))
+            }
         }
     }
-    let text = String::from_utf8_lossy(&request);
-    let path = text.split(' ').nth(1).unwrap_or_default();
-    stream.write_all(response(path, &standby()).as_bytes()).await?;
-    stream.shutdown().await?;
-    Ok(true)
-}
-
-fn response(path: &str, Standby { ready, active }: &Standby) -> String {
-    let active = active.as_deref().unwrap_or("not known");
-    let (status, body) = match path {
-        "/livez" => ("200 OK", "ok\n".to_owned()),
-        "/metrics" => ("200 OK", of_one_that_waits("standby", *ready, &closed())),
-        "/readyz" if *ready => ("200 OK", "ok\n".to_owned()),
-        "/readyz" => ("503 Service Unavailable", "this proxy is a standby, and reaches no active one\n".to_owned()),
-        _ => (
-            "503 Service Unavailable",
-            format!("this proxy is a standby: the active one, which other proxies reach on {active}, has this\n"),
-        ),
-    };
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\
-         Connection: close\r\n\r\n{body}"
-    )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::stats::closings::count_of;
-    use crate::testing::log::Log;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
 
-    #[tokio::test(start_paused = true)]
-    async fn whoever_asks_nothing_in_time_is_told_so() {
-        let (log, before) = (Log::listen(), count_of(Closing::AdminLate));
+    use super::*;
+    use crate::admin::http::serve;
+
+    /// What it answers to this.
+    async fn told(standby: &Standby, request: &str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let standby = || Standby { ready: true, active: None };
-        tokio::spawn(serve(listener, standby, CancellationToken::new()));
-        let mut silent = TcpStream::connect(address).await.unwrap();
-        let mut said = Vec::new();
-        silent.read_to_end(&mut said).await.unwrap();
-        assert_eq!(said, LATE);
-        assert_eq!(log.count(&["admin listener is closed", "peer=\"127.0.0.1:", "no request came"]), 1);
-        tokio::task::yield_now().await;
-        assert!(count_of(Closing::AdminLate) > before);
-        let metrics = response("/metrics", &standby());
-        assert!(
-            metrics.contains(r#"resilver_listener_closed_total{listener="admin_http",reason="late"} "#),
-            "{metrics}"
-        );
+        let (standby, over) = (standby.clone(), CancellationToken::new());
+        tokio::spawn(serve(listener, Arc::new(Seen(move || standby.clone())), over.clone()));
+        let mut visitor = TcpStream::connect(address).await.unwrap();
+        visitor.write_all(format!("{request} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        let mut said = String::new();
+        visitor.read_to_string(&mut said).await.unwrap();
+        over.cancel();
+        said
     }
 
-    #[test]
-    fn a_standby_lives_is_ready_or_not_and_says_who_has_the_rest() {
+    #[tokio::test]
+    async fn a_standby_lives_is_ready_or_not_and_says_who_has_the_rest() {
         let ready = Standby { ready: true, active: Some("10.0.0.5:7".to_owned()) };
         let lost = Standby { ready: false, active: None };
-        assert!(response("/livez", &lost).starts_with("HTTP/1.1 200"));
-        assert!(response("/readyz", &ready).starts_with("HTTP/1.1 200"));
-        assert!(response("/readyz", &lost).starts_with("HTTP/1.1 503"));
-        let status = response("/status.json", &ready);
+        assert!(told(&lost, "GET /livez").await.starts_with("HTTP/1.1 200"));
+        assert!(told(&ready, "GET /readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(told(&lost, "GET /readyz").await.starts_with("HTTP/1.1 503"));
+        let status = told(&ready, "GET /status.json").await;
         assert!(status.starts_with("HTTP/1.1 503") && status.contains("10.0.0.5:7"), "{status}");
         for (standby, says) in [(&ready, "\nresilver_ready 1\n"), (&lost, "\nresilver_ready 0\n")] {
-            let metrics = response("/metrics", standby);
+            let metrics = told(standby, "GET /metrics").await;
             assert!(metrics.starts_with("HTTP/1.1 200") && metrics.contains(says), "{metrics}");
             assert!(metrics.contains("\nresilver_role{role=\"standby\"} 1\n"), "{metrics}");
+        }
+    }
+
+    /// It had a server of its own, which did none of this.
+    #[tokio::test]
+    async fn a_standby_speaks_http_as_an_active_proxy_does() {
+        let ready = Standby { ready: true, active: None };
+        let head = told(&ready, "HEAD /livez").await;
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "no body: {head}");
+        assert!(told(&ready, "GET /livez?x=1").await.ends_with("\r\n\r\nalive\n"));
+        let posted = told(&ready, "POST /livez").await;
+        assert!(posted.starts_with("HTTP/1.1 405") && posted.contains("allow: GET, HEAD\r\n"), "{posted}");
+        for header in ["cache-control: no-store\r\n", "x-content-type-options: nosniff\r\n"] {
+            assert!(head.contains(header), "{head}");
         }
     }
 }

@@ -11,11 +11,12 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::http;
 use crate::daemon::{Listeners, Listening, cannot_accept};
 use crate::reload::Reload;
 use crate::server::Stream;
 
-use super::admin::{self, Standby};
+use super::admin::{Seen, Standby};
 use super::keeper::{Known, Role};
 use super::relay::{self, Shared};
 
@@ -98,7 +99,7 @@ fn take_local(
 pub(super) fn open_for_operators(
     listeners: &Listeners,
     shared: &Arc<Shared>,
-    (standby, reload): (impl Fn() -> Standby + Clone + Send + 'static, &Arc<Reload>),
+    (standby, reload): (impl Fn() -> Standby + Send + Sync + 'static, &Arc<Reload>),
     over: &CancellationToken,
 ) -> io::Result<()> {
     if let Some(listener) = &listeners.operators.socket {
@@ -106,7 +107,7 @@ pub(super) fn open_for_operators(
     }
     if let Some(listener) = &listeners.operators.http {
         let listener = tokio::net::TcpListener::from_std(listener.try_clone()?)?;
-        tokio::spawn(admin::serve(listener, standby, over.clone()));
+        tokio::spawn(http::serve(listener, Arc::new(Seen(standby)), over.clone()));
     }
     Ok(())
 }
@@ -130,7 +131,7 @@ pub(super) async fn while_suspended(doors: Doors, (mut known, shared): (watch::R
 }
 
 /// Waits for the next connection; `None` once `over` is cancelled.
-pub(super) async fn accept<S>(
+async fn accept<S>(
     what: &str,
     over: &CancellationToken,
     poll: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>,

@@ -1,3 +1,5 @@
+//! The keeper at the edges of a turn: whom it ends, and what it says then.
+
 use std::sync::Mutex;
 
 use super::*;

@@ -13,6 +13,7 @@
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
 //! - `reach`: what this proxy reaches of the servers; `standbys`: what the others say of that.
 //! - `doors`: a standby's listening sockets; `relay`: its clients; `admin`: its HTTP listener.
+//! - `over`: why a standby's clients are closed.
 //! - `stream`: a connection that is passed on; `shown`: what `stats proxy` answers.
 
 mod admin;
@@ -22,6 +23,7 @@ mod doors;
 mod follow;
 mod keeper;
 mod leave;
+mod over;
 mod peers;
 mod reach;
 mod register;

@@ -1,6 +1,6 @@
 //! What a proxy of a fleet says of itself.
 
-use std::fmt::Write as _;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,11 +8,12 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::lease;
+use crate::report::lines::Lines;
 use crate::stats::closings::{Closed, closed};
 
 use super::keeper::{Known, Role};
+use super::over::Ends;
 use super::reach::Reached;
-use super::relay::Ends;
 use super::standbys::{Fitness, Standbys};
 
 /// What others may look at.
@@ -43,11 +44,11 @@ impl Shown {
             Role::Active => lease::left().as_millis(),
             Role::Standby | Role::Suspended => 0,
         };
-        let mut out = String::new();
-        let mut put = |name: &str, value: &dyn std::fmt::Display| {
-            // Writing to a string cannot fail. (What others say of themselves may be anything.)
-            let line = format!("STAT proxy:{name} {value}").replace(char::is_control, "?");
-            let _ = write!(out, "{line}\r\n");
+        let mut out = Lines::default();
+        let mut put = |name: &str, value: &dyn Display| {
+            // What others say of themselves may be anything.
+            let printable = |text: String| text.replace(char::is_control, "?");
+            out.put(printable(format!("proxy:{name}")), printable(value.to_string()));
         };
         put("role", &known.role.word());
         put("generation", &known.generation);
@@ -70,8 +71,7 @@ impl Shown {
         for (address, what) in self.others(known) {
             put(&format!("peer:{address}"), &what);
         }
-        out.push_str("END\r\n");
-        Bytes::from(out)
+        out.end()
     }
 
     /// What keeps this proxy, or all of them, from being active.

@@ -1,5 +1,5 @@
-//! What the servers say of earlier turns, asked before this proxy acts: by connections of its own
-//! that are closed at once, and read only.
+//! What the markers on the servers say of earlier active proxies, read before this one acts, over
+//! connections that are closed at once. Nothing is written.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,15 +7,18 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use crate::backend::marker::{FLEET_KEY, FleetMark, SESSION_KEY, Session};
 use crate::coord::{Answered, LookUp, Survey, left, share, try_each};
+use crate::protocol::node;
 use crate::protocol::reply::{ReplyKind, parse_reply};
 use crate::ring::NodeAddr;
 
-/// More than two markers take.
+/// Longest answer that is read, in bytes: more than two markers take.
 const MOST: usize = 4096;
 
-/// That no server answers is said no more often than that.
+/// How often it is logged that no server answers.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Asks all servers.
@@ -38,7 +41,8 @@ impl Server {
         Server { name, at: Arc::new(Mutex::new(at)) }
     }
 
-    /// Where its name leads now; where it led before, if that does not come soon enough to ask.
+    /// Its addresses: those found before, if a look-up now takes so long that no time would be left
+    /// to ask.
     fn addresses(&self, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
         let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         let looked = at.look(share(deadline, 1));
@@ -47,18 +51,18 @@ impl Server {
     }
 }
 
-/// What one says.
+/// What the markers of one server say.
 pub(super) type Said = (Option<Session>, Option<FleetMark>);
 
-/// Whether some session is open. What was closed on one server is closed: another one may have been
-/// away then.
+/// Whether some session is open. One that is closed on any server is closed: another server may
+/// have been away then.
 pub(super) fn is_open(said: &[Said]) -> bool {
     let sessions = || said.iter().filter_map(|(session, _)| *session);
     let closed = |open: &Session| sessions().any(|other| other.id == open.id && !other.open);
     sessions().any(|session| session.open && !closed(&session))
 }
 
-/// What follows from what those of so many servers say that answer.
+/// What follows from the answers; `servers`: how many were asked.
 pub(super) fn judge(said: &[Said], servers: usize) -> Survey {
     let marks = || said.iter().filter_map(|(_, mark)| mark.as_ref());
     let highest = marks().map(|mark| mark.generation).max().unwrap_or_default();
@@ -92,8 +96,9 @@ impl Surveyor {
         Surveyor { servers: servers.into_iter().map(Server::new).collect(), told: Arc::default() }
     }
 
-    /// All at once, until the deadline; and why one has not answered, where that is known by then.
-    /// (A thread ends with the deadline, however long a look-up takes.)
+    /// Asks all servers at once, until the deadline; returns their answers, and why one has not
+    /// answered, where that is known by then. A thread ends with the deadline, however long a
+    /// look-up takes.
     fn ask(&self, deadline: Instant) -> (Vec<Said>, Option<String>) {
         let (said, hears) = channel();
         for server in &self.servers {
@@ -136,8 +141,7 @@ impl Surveyor {
         are_own(&self.ask(deadline).0, own)
     }
 
-    /// What all servers say, one after the other: more than once at the start of a process this is
-    /// not asked.
+    /// What all servers say, asked one after the other: this is done once, when a process starts.
     ///
     /// # Errors
     ///
@@ -160,8 +164,12 @@ impl Surveyor {
     pub(super) fn take_marks(&self, patience: Duration) -> Result<(), String> {
         for server in &self.servers {
             let name = &server.name;
-            let taken = converse(server, Instant::now() + patience, &format!("delete {FLEET_KEY}\r\n"), |answer| {
-                answer.ends_with(b"\r\n").then(|| answer.starts_with(b"DELETED") || answer.starts_with(b"NOT_FOUND"))
+            let taken = converse(server, Instant::now() + patience, &node::delete_key(FLEET_KEY), |answer| {
+                match parse_reply(answer) {
+                    Ok(None) => None,
+                    Ok(Some(reply)) => Some(matches!(reply.kind, ReplyKind::Deleted | ReplyKind::NotFound)),
+                    Err(_) => Some(false),
+                }
             });
             match taken {
                 Ok(true) => {}
@@ -174,7 +182,7 @@ impl Surveyor {
 }
 
 fn ask(server: &Server, deadline: Instant) -> io::Result<Said> {
-    // Whatever stands there: an answer that cannot be read is none.
+    // An answer that cannot be read counts as none.
     converse(server, deadline, &question(), read)
 }
 
@@ -184,13 +192,21 @@ fn converse<T>(server: &Server, deadline: Instant, question: &str, read: impl Fn
     try_each(&addresses, deadline, |address, until| converse_with(address, until, question, &read))
 }
 
+/// As of all sockets to nodes: what the node's kernel has not taken when this one is closed, also
+/// by the end of the process, is never executed.
+fn connect(address: SocketAddr, deadline: Instant) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(stream)
+}
+
 fn converse_with<T>(
     address: SocketAddr,
     deadline: Instant,
     question: &str,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<T> {
-    let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
+    let mut stream = connect(address, deadline)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
     stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
@@ -212,7 +228,7 @@ fn converse_with<T>(
 
 /// The question, which asks for both markers.
 pub(super) fn question() -> String {
-    format!("get {SESSION_KEY} {FLEET_KEY}\r\n")
+    node::get_keys(&[SESSION_KEY, FLEET_KEY])
 }
 
 /// Reads the answer, once it is whole.
@@ -344,6 +360,13 @@ mod tests {
         let (asked, listener) = there.join().unwrap();
         assert!(asked.starts_with("get "), "{asked}");
         assert!(listener.accept().is_err(), "it was asked for nothing more");
+    }
+
+    #[test]
+    fn what_a_server_has_not_taken_ends_with_the_socket() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(listener.local_addr().unwrap(), soon()).unwrap();
+        assert_eq!(SockRef::from(&stream).linger().unwrap(), Some(Duration::ZERO));
     }
 
     #[test]

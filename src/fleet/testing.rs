@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -12,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ids::Generation;
+use crate::report::lines::Lines;
+use crate::report::names;
 
 use super::keeper::Known;
 use super::peers::{self, Caller};
@@ -83,7 +84,11 @@ pub(super) fn shared(target: watch::Receiver<Target>, takeover_wait: Duration, l
         links: TaskTracker::new(),
         shown: Arc::default(),
         hurry: Box::new(|| {}),
-        show: Box::new(|| Bytes::from_static(b"STAT proxy:role standby\r\nEND\r\n")),
+        show: Box::new(|| {
+            let mut out = Lines::default();
+            out.put(names::ROLE, "standby");
+            out.end()
+        }),
         over: CancellationToken::new(),
     }
 }

@@ -265,13 +265,7 @@ impl Plan {
             }
             FillEvent::Edge { event, before, after } => self.edge(event, before, after),
             FillEvent::Opened(state) => self.opened(state),
-            FillEvent::JobBegins(fill) => {
-                if self.first != Some(fill) && fill != Fill::CompareRest {
-                    self.first = None;
-                }
-                // From its first step on the node lacks more than it missed.
-                if fill.keeps_list() { vec![] } else { vec![FillEffect::ListVoid] }
-            }
+            FillEvent::JobBegins(fill) => self.job_begins(fill),
             FillEvent::Adopting => {
                 self.adopting = true;
                 vec![]
@@ -284,33 +278,13 @@ impl Plan {
             FillEvent::CannotCompare => {
                 self.first = None;
                 // It would be compared again for its sake.
-                if self.after_crash { vec![FillEffect::ListVoid] } else { vec![] }
+                void_list_if(self.after_crash)
             }
             // Of keys that the list names only, where nothing else was copied. (Nor of a pair that
             // the job has handed back: its list has begun anew.)
-            FillEvent::CopiesLeft(fill) => {
-                if fill == Fill::CompareRest && self.after_crash {
-                    vec![FillEffect::ListVoid]
-                } else {
-                    vec![]
-                }
-            }
-            FillEvent::OtherMemory { place, first, listed } => {
-                self.kept.lost_by(place);
-                if !first && self.first == Some(Fill::Adopt) {
-                    // What was to be adopted is gone, or who was to adopt it.
-                    self.first = None;
-                }
-                if listed { vec![] } else { vec![FillEffect::ListVoid] }
-            }
-            FillEvent::FirstWord(place, word) => {
-                // Where nothing is known of the pair, what no proxy has used counts.
-                let fits = self.cut_off.map_or(word == Word::Nothing, |cut_off| cut_off.fits(place, word));
-                if self.first == Some(Fill::Adopt) && !fits {
-                    self.first = None;
-                }
-                vec![]
-            }
+            FillEvent::CopiesLeft(fill) => void_list_if(fill == Fill::CompareRest && self.after_crash),
+            FillEvent::OtherMemory { place, first, listed } => self.other_memory(place, first, listed),
+            FillEvent::FirstWord(place, word) => self.first_word(place, word),
             FillEvent::Compared => {
                 if std::mem::take(&mut self.uncompared) {
                     self.after_crash = false;
@@ -323,15 +297,7 @@ impl Plan {
                 self.adopting = false;
                 vec![]
             }
-            // A node that is in use has what the flush left, which is the same on both.
-            FillEvent::Flushed(State::Mirrored) => vec![],
-            FillEvent::Flushed(_) => {
-                // What only the follower holds after it has survived it, and must not be added to
-                // the leader.
-                self.first = self.first.map(|_| Fill::Compare);
-                // A node that is away misses this for all its keys.
-                vec![FillEffect::ListVoid]
-            }
+            FillEvent::Flushed(state) => self.flushed(state),
             // What it has written late was in flight when it was replaced, and no client was told.
             FillEvent::FormerGone(_) if self.after_crash => vec![],
             FillEvent::ForeignEnded(state) | FillEvent::FormerGone(state) => {
@@ -344,6 +310,44 @@ impl Plan {
                 vec![FillEffect::ListVoid]
             }
         }
+    }
+
+    fn job_begins(&mut self, fill: Fill) -> Vec<FillEffect> {
+        if self.first != Some(fill) && fill != Fill::CompareRest {
+            self.first = None;
+        }
+        // From its first step on the node lacks more than it missed.
+        void_list_if(!fill.keeps_list())
+    }
+
+    fn other_memory(&mut self, place: Place, first: bool, listed: bool) -> Vec<FillEffect> {
+        self.kept.lost_by(place);
+        if !first && self.first == Some(Fill::Adopt) {
+            // What was to be adopted is gone, or who was to adopt it.
+            self.first = None;
+        }
+        void_list_if(!listed)
+    }
+
+    fn first_word(&mut self, place: Place, word: Word) -> Vec<FillEffect> {
+        // Where nothing is known of the pair, what no proxy has used counts.
+        let fits = self.cut_off.map_or(word == Word::Nothing, |cut_off| cut_off.fits(place, word));
+        if self.first == Some(Fill::Adopt) && !fits {
+            self.first = None;
+        }
+        vec![]
+    }
+
+    fn flushed(&mut self, state: State) -> Vec<FillEffect> {
+        if state == State::Mirrored {
+            // A node that is in use has what the flush left, which is the same on both.
+            return vec![];
+        }
+        // What only the follower holds after it has survived it, and must not be added to the
+        // leader.
+        self.first = self.first.map(|_| Fill::Compare);
+        // A node that is away misses this for all its keys.
+        vec![FillEffect::ListVoid]
     }
 
     fn edge(&mut self, event: Event, before: State, after: State) -> Vec<FillEffect> {
@@ -407,6 +411,10 @@ impl Plan {
         }
         effects
     }
+}
+
+fn void_list_if(it_is: bool) -> Vec<FillEffect> {
+    if it_is { vec![FillEffect::ListVoid] } else { vec![] }
 }
 
 impl CutOff {

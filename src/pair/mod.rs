@@ -407,9 +407,9 @@ impl Pair {
 
     fn flushed(&mut self) -> Vec<Effect> {
         if let State::Dark { .. } = self.state {
-            // A node that is away holds items that the flush has ended: none is in sync any more,
-            // and a record that says so is later than the one on that node.
-            self.state = State::Dark { in_sync: None, fallback: None };
+            // Whoever is away holds items that the flush has ended: nobody is in sync any more, and
+            // a record that says so is later than the one on that node.
+            self.darken(None, None);
             self.epoch = Epoch(self.epoch.0 + 1);
         }
         vec![]
@@ -493,19 +493,19 @@ impl Pair {
             }
             State::Dark { in_sync, fallback } => {
                 if fallback == Some(place) {
-                    self.state = State::Dark { in_sync, fallback: None };
+                    self.darken(in_sync, None);
                     return self.void_while_closing(place);
                 }
                 if in_sync == Some(place) && loss == Loss::MemoryGone {
                     return match fallback {
                         // It leads when the foreign session has ended (`BackSame`).
                         Some(_) if self.foreign => {
-                            self.state = State::Dark { in_sync: fallback, fallback: None };
+                            self.darken(fallback, None);
                             self.void_while_closing(place)
                         }
                         Some(follower) => self.edge(State::Degraded { leader: follower }, reason, None),
                         None => {
-                            self.state = State::Dark { in_sync: None, fallback: None };
+                            self.darken(None, None);
                             self.reason = reason;
                             self.void_while_closing(place)
                         }
@@ -539,6 +539,12 @@ impl Pair {
         self.gate = Gate::Closing;
         self.handing_back = false;
         vec![Effect::Close { void }]
+    }
+
+    /// What a pair without a leader remembers changes: no edge, for no route does.
+    fn darken(&mut self, in_sync: Option<Place>, fallback: Option<Place>) {
+        assert!(matches!(self.state, State::Dark { .. }), "{:?} is not dark", self.state);
+        self.state = State::Dark { in_sync, fallback };
     }
 
     /// The only place where the state changes along an arrow of the diagram.

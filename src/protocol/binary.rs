@@ -17,6 +17,7 @@ mod parse;
 mod write;
 
 pub use header::{HEADER_LEN, MAGIC_REQUEST, Opcode};
+pub(crate) use header::{Header, MAGIC_RESPONSE};
 pub use parse::{TOO_MANY, parse, style};
 pub(super) use write::write;
 

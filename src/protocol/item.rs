@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::base64;
 use super::expiry::{self, Offset};
-use super::key::{base64, may_be_named};
+use super::key::may_be_named;
 use super::number::parse_u64;
 use super::reply::{Frame, ReplyKind};
 
@@ -192,6 +193,8 @@ pub struct Answer {
     /// Seconds that are left; -1 = never expires, or was not asked for.
     pub ttl: i64,
     pub cas: u64,
+    /// Bytes of its value, where that was asked for.
+    pub size: Option<u64>,
     pub binary: bool,
     /// `X`, or `Z` alone: marked stale, or a place held for somebody who is computing the value.
     /// Not a value to copy.
@@ -211,7 +214,7 @@ impl Answer {
             // Some versions answer a bare EN; the position tells whose it is.
             None if answer.code == Code::Value && may_be_named(key) => Err("a value without its key".to_owned()),
             None => Ok(answer),
-            Some(echo) if echo == key || (answer.binary && echo == base64(key)) => Ok(answer),
+            Some(echo) if echo == key || (answer.binary && echo == base64::encode(key)) => Ok(answer),
             Some(_) => Err("an answer for another key".to_owned()),
         }
     }
@@ -231,7 +234,7 @@ impl Answer {
     }
 
     fn new(code: Code) -> Answer {
-        Answer { code, flags: 0, ttl: -1, cas: 0, binary: false, stale: false, won: false, invalid: false }
+        Answer { code, flags: 0, ttl: -1, cas: 0, size: None, binary: false, stale: false, won: false, invalid: false }
     }
 
     fn parse<'a>(frame: &Frame<'a>, key: &[u8]) -> Result<(Answer, Option<&'a [u8]>), String> {
@@ -264,6 +267,7 @@ impl Answer {
                 b'b' => answer.binary = true,
                 b'f' => answer.flags = parse_u64(rest).and_then(|n| u32::try_from(n).ok()).ok_or("client flags")?,
                 b'c' => answer.cas = parse_u64(rest).ok_or("cas id")?,
+                b's' => answer.size = Some(parse_u64(rest).ok_or("size")?),
                 b't' if rest == b"-1" => answer.ttl = -1,
                 // An item that has just expired is seen with a negative TTL by some versions: to us
                 // it is over.

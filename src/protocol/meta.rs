@@ -68,7 +68,7 @@ impl Decoded {
     /// `None`: that is no base64 to memcached, which passes over what does not belong there.
     pub fn of(text: &[u8]) -> Option<Decoded> {
         let mut decoded = Decoded { bytes: [0; KEY_LEN_MAX], len: 0 };
-        decoded.len = super::key::decode_base64(text, &mut decoded.bytes)?;
+        decoded.len = super::base64::decode(text, &mut decoded.bytes)?;
         Some(decoded)
     }
 

@@ -9,6 +9,7 @@
 //! offsets into the buffer that was parsed, so that nothing is copied or allocated.
 
 pub mod answer;
+pub(crate) mod base64;
 pub mod binary;
 pub mod classic;
 pub mod clock;
@@ -30,6 +31,7 @@ pub mod outcome;
 pub mod reply;
 pub mod request;
 pub mod spelled;
+pub(crate) mod statistics;
 pub mod told;
 pub mod whole;
 

@@ -357,6 +357,16 @@ pub fn set(out: &mut OutQueue, of: &impl Command, exptime: i64) {
     store(out, b"set ", of, exptime, None);
 }
 
+/// Reads keys of the proxy's own, by themselves.
+pub(crate) fn get_keys(keys: &[&str]) -> String {
+    format!("get {}\r\n", keys.join(" "))
+}
+
+/// Deletes a key of the proxy's own.
+pub(crate) fn delete_key(key: &str) -> String {
+    format!("delete {key}\r\n")
+}
+
 /// Deletes the command's key.
 pub fn delete_classic(out: &mut OutQueue, of: &impl Command) {
     line(out, b"delete ", of.key());

@@ -1,3 +1,5 @@
+//! Replies of nodes, whole, in part, and wrong.
+
 use super::super::fuzz::Dice;
 use super::*;
 

@@ -4,6 +4,7 @@
 use memchr::memchr;
 
 use super::number::parse_u64;
+use super::statistics::Line;
 
 /// Longest value that is believed in, bytes: memcached's largest `-I`.
 const VALUE_LEN_MAX: u64 = 1 << 30;
@@ -17,8 +18,8 @@ pub struct Whole {
     unended: bool,
 }
 
-/// What follows a line.
-enum Next {
+/// What follows a line of an answer.
+pub(crate) enum Next {
     /// Another line.
     Line,
     /// A value of this many bytes, and then another line if there is one.
@@ -39,7 +40,8 @@ impl Whole {
 
     /// Whether a `STAT` line is the last one of the answer to this command, and no `END` follows.
     pub fn ends_with_stat(command: &str, line: &[u8]) -> bool {
-        line.starts_with(b"STAT ") && matches!(Whole::answer_to(command).follows(line.trim_ascii_end()), Next::Nothing)
+        let is_last = || matches!(Whole::answer_to(command).follows(line.trim_ascii_end()), Next::Nothing);
+        matches!(Line::parse(line), Line::Stat(..)) && is_last()
     }
 
     /// How long the answer is, once it is there. `input`: all that has come, from its beginning.
@@ -58,18 +60,28 @@ impl Whole {
     }
 
     fn follows(&self, line: &[u8]) -> Next {
-        let mut words = line.split(|&byte| byte == b' ');
-        let value = |word: Option<&[u8]>, last| match word.and_then(parse_u64) {
-            Some(len @ ..=VALUE_LEN_MAX) => Next::Value { len: len as usize + 2, last },
-            _ => Next::Nothing,
-        };
-        match words.next().unwrap_or_default() {
-            b"STAT" if self.unended && !line.starts_with(b"STAT sizes_status error") => Next::Nothing,
-            b"STAT" | b"ITEM" | b"PREFIX" => Next::Line,
-            b"VALUE" => value(words.nth(2), false),
-            b"VA" => value(words.next(), true),
-            _ => Next::Nothing,
+        match Line::parse(line) {
+            Line::Stat(..) if self.unended && !line.ends_with(b"sizes_status error") => Next::Nothing,
+            _ => next_after(line),
         }
+    }
+}
+
+/// What follows a line, whichever command is answered. `line`: without its end.
+pub(crate) fn next_after(line: &[u8]) -> Next {
+    let mut words = line.split(|&byte| byte == b' ');
+    let value = |word: Option<&[u8]>, last| match word.and_then(parse_u64) {
+        Some(len @ ..=VALUE_LEN_MAX) => Next::Value { len: len as usize + 2, last },
+        _ => Next::Nothing,
+    };
+    match words.next().unwrap_or_default() {
+        _ if Line::parse(line).goes_on() => Next::Line,
+        b"VALUE" => value(words.nth(2), false),
+        b"VA" => value(words.next(), true),
+        // Of keys that are listed: `lru_crawler mgdump`, and `metadump`.
+        b"mg" => Next::Line,
+        word if word.starts_with(b"key=") => Next::Line,
+        _ => Next::Nothing,
     }
 }
 

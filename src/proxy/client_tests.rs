@@ -1,3 +1,5 @@
+//! One client: answers in the order of its requests, and its bounds.
+
 use std::sync::LazyLock;
 
 use super::*;

@@ -102,5 +102,5 @@ impl OpId {
 }
 
 /// An order of the control plane about one key; what became of it is told with it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Ticket(pub u64);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use crate::ids::Incarnation;
+use crate::ids::{Incarnation, Life};
 use crate::progress::Progress;
 use crate::protocol::expiry::Offset;
 use crate::protocol::node;
@@ -156,7 +156,7 @@ pub struct Conn {
     /// Which connection in this place; answers to an earlier dial are ignored.
     pub dial: DialNumber,
     /// The node's life when it was dialled, or when it was last found to be in order.
-    pub life: u32,
+    pub life: Life,
     /// To be written, except for the end of `get_line`.
     out: OutQueue,
     /// The `get` line at the end of `out`, as long as further keys may join it.
@@ -225,7 +225,7 @@ impl Conn {
         Conn {
             state: LinkState::Idle,
             dial: DialNumber(0),
-            life: 0,
+            life: Life::default(),
             out: OutQueue::default(),
             get_line: None,
             flights: VecDeque::new(),
@@ -493,7 +493,7 @@ pub(super) struct Link {
     /// are told apart.
     pub round: u32,
     /// The control plane's count of the node's returns, as far as it was told.
-    pub life: u32,
+    pub life: Life,
     /// How far its date is ahead of the proxy's; `None` = it is not known.
     pub offset: Option<Offset>,
     /// What it may make the worker buffer.
@@ -515,7 +515,7 @@ impl Link {
         Link {
             incarnation: None,
             round: 0,
-            life: 0,
+            life: Life::default(),
             offset: None,
             replies: ReplyLimits::default(),
             conns: (0..lanes).map(|_| Conn::new(usize::from(lanes) * usize::from(workers))).collect(),

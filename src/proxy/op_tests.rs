@@ -1,3 +1,5 @@
+//! The tables of what a leader's answer means for the follower, in full.
+
 use crate::protocol::dialect::Dialect;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Limits, Parsed, Request};

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 
 use super::since::Before;
+use super::value::{Value, read};
+use crate::protocol::statistics::Stats;
 
 /// Bytes of names and values that are kept: the lists of memcached have some 100 KiB at most,
 /// except for `stats detail dump`, which has a line for each prefix of keys.
@@ -34,14 +36,6 @@ pub struct Gathered {
     bytes: usize,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Value {
-    Number(u64),
-    Text(String),
-    /// Of a prefix: reads, hits, stores, deletions.
-    Counts([u64; 4]),
-}
-
 /// How one server's number and the others' become one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Rule {
@@ -62,7 +56,7 @@ impl Gathered {
 
     /// Takes the answer of the next server, without what it had counted before; `Err`: it is no
     /// list, but this line.
-    pub fn add(&mut self, answer: &str, before: Option<&Before>) -> Result<(), String> {
+    pub fn add(&mut self, answer: &[u8], before: Option<&Before>) -> Result<(), String> {
         // How long ago the last evicted item was read says nothing where none was evicted since.
         let mut evicted = false;
         read(answer, |name, value| {
@@ -121,7 +115,7 @@ impl Gathered {
     }
 
     /// Names and values, in memcached's order.
-    pub fn into_stats(mut self) -> Vec<(String, String)> {
+    pub fn into_stats(mut self) -> Stats {
         match self.form {
             // Servers have items of different classes, or sizes.
             Form::Classes => self.stats.sort_by_key(|(name, _)| class(name).unwrap_or(u32::MAX)),
@@ -129,16 +123,6 @@ impl Gathered {
             Form::General | Form::Settings | Form::Prefixes => {}
         }
         self.stats.into_iter().map(|(name, value)| (name, value.text())).collect()
-    }
-}
-
-impl Value {
-    fn text(self) -> String {
-        match self {
-            Value::Number(number) => number.to_string(),
-            Value::Text(text) => text,
-            Value::Counts([get, hit, set, del]) => format!("get {get} hit {hit} set {set} del {del}"),
-        }
     }
 }
 
@@ -155,40 +139,9 @@ fn merge(rule: Rule, sum: &mut Value, next: &Value) {
     }
 }
 
-/// Each line of a list; `Err`: it is no list, but this line.
-pub(super) fn read(answer: &str, mut each: impl FnMut(&str, Value) -> Result<(), String>) -> Result<(), String> {
-    let mut ended = false;
-    for line in answer.lines() {
-        match line.split_once(' ') {
-            Some(("STAT", stat)) => {
-                let (name, value) = stat.split_once(' ').unwrap_or((stat, ""));
-                each(name, value.parse().map_or_else(|_| Value::Text(value.to_owned()), Value::Number))?;
-            }
-            Some(("PREFIX", prefix)) => {
-                let Some((name, counts)) = prefix_counts(prefix) else { return Err(line.to_owned()) };
-                each(name, Value::Counts(counts))?;
-            }
-            _ if line == "END" => ended = true,
-            _ => return Err(line.to_owned()),
-        }
-    }
-    if ended { Ok(()) } else { Err("a list without END".to_owned()) }
-}
-
 /// The class of items that a name is about: `7:chunk_size`, `items:7:number`.
 fn class(name: &str) -> Option<u32> {
     name.strip_prefix("items:").unwrap_or(name).split(':').next()?.parse().ok()
-}
-
-/// `name get 1 hit 1 set 0 del 0`; a prefix may have blanks in it.
-fn prefix_counts(line: &str) -> Option<(&str, [u64; 4])> {
-    let mut words = line.rsplitn(9, ' ');
-    let mut counts = [0; 4];
-    for (at, name) in ["get", "hit", "set", "del"].iter().enumerate().rev() {
-        counts[at] = words.next()?.parse().ok()?;
-        (words.next()? == *name).then_some(())?;
-    }
-    Some((words.next()?, counts))
 }
 
 #[cfg(test)]
@@ -197,7 +150,7 @@ mod tests {
 
     fn gathered(form: Form, answers: &[&str]) -> Vec<String> {
         let mut all = Gathered::new(form);
-        answers.iter().for_each(|answer| all.add(answer, None).expect("a list"));
+        answers.iter().for_each(|answer| all.add(answer.as_bytes(), None).expect("a list"));
         all.into_stats().into_iter().map(|(name, value)| format!("{name} {value}")).collect()
     }
 
@@ -238,11 +191,11 @@ mod tests {
         for answer in
             ["ERROR\r\n", "STAT a 1\r\nSERVER_ERROR out of memory\r\n", "STAT a 1\r\n", "PREFIX a get\r\nEND\r\n"]
         {
-            assert!(Gathered::new(Form::General).add(answer, None).is_err(), "{answer}");
+            assert!(Gathered::new(Form::General).add(answer.as_bytes(), None).is_err(), "{answer}");
         }
         let mut all = Gathered::new(Form::Prefixes);
         let line = |n: usize| format!("PREFIX {n:0>200} get 1 hit 1 set 1 del 1\r\nEND\r\n");
-        let full = (0..).find(|n| all.add(&line(*n), None).is_err()).expect("an end");
+        let full = (0..).find(|n| all.add(line(*n).as_bytes(), None).is_err()).expect("an end");
         assert!((1_000..BYTES_MAX / 200).contains(&full), "{full}");
     }
 }

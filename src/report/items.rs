@@ -1,8 +1,9 @@
 //! `stats cachedump` of several servers as one list.
 
+use crate::protocol::statistics::Line;
+
 /// Bytes of the answer, as memcached bounds its own.
 const BYTES_MAX: usize = 2 << 20;
-const ITEM: &[u8] = b"ITEM ";
 
 /// `ITEM` lines under construction.
 #[derive(Debug)]
@@ -22,9 +23,10 @@ impl Items {
     /// but this line.
     pub fn add(&mut self, answer: &[u8], shown: impl Fn(&[u8]) -> bool) -> Result<(), String> {
         for line in answer.split_inclusive(|&byte| byte == b'\n') {
-            let Some(item) = line.strip_prefix(ITEM) else {
-                let line = line.trim_ascii_end();
-                return if line == b"END" { Ok(()) } else { Err(String::from_utf8_lossy(line).into_owned()) };
+            let item = match Line::parse(line) {
+                Line::Item(item) => item,
+                Line::End => return Ok(()),
+                _ => return Err(String::from_utf8_lossy(line.trim_ascii_end()).into_owned()),
             };
             // `key [5 b; 0 s]`: a key may have any byte in it but a line end.
             let Some(end) = memchr::memmem::rfind(item, b" [") else {

@@ -1,37 +1,27 @@
-//! `STAT` lines. `resilver wait` reads them by the names that stand here.
+//! `STAT` lines, under the names by which `resilver wait` and others read them.
 
 use std::collections::HashMap;
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 
 use bytes::Bytes;
 
+use super::names::{INCARNATION, LOST_ITEMS, MIRRORED, MODE, OBSTACLE, PLACE, READY, ROLE, STATE};
 use super::seen::Seen;
 use super::{NodeReport, PairReport, Report};
-use crate::protocol::spelled;
+use crate::protocol::statistics::{Stats, Written};
 use crate::stats::closings::Closed;
-
-pub const MODE: &str = "mode";
-pub const MIRRORED: &str = "mirrored";
-/// Begins the names of the sentences that say why not.
-pub const OBSTACLE: &str = "obstacle:";
-/// Begins what is said of items of which no copy was left, where there were some of late.
-pub const LOST_ITEMS: &str = "lost_items:";
-/// Behind a server's address, as the three after it.
-pub const PLACE: &str = "place";
-pub const STATE: &str = "state";
-pub const INCARNATION: &str = "incarnation";
 
 /// Lines under construction.
 #[derive(Default)]
 pub struct Lines {
-    all: Vec<(String, String)>,
+    all: Stats,
     /// Of what the servers say.
     places: HashMap<String, usize>,
 }
 
 impl Lines {
     /// Behind what the servers say. What is put under one of these names stands in its place.
-    pub fn over(servers: Vec<(String, String)>) -> Lines {
+    pub fn over(servers: Stats) -> Lines {
         let places = servers.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
         Lines { all: servers, places }
     }
@@ -44,15 +34,28 @@ impl Lines {
         }
     }
 
+    /// `stats proxy` of one that is none of several.
+    pub fn of_proxy(role: &str, ready: bool) -> Lines {
+        let mut out = Lines::default();
+        out.put(ROLE, role);
+        out.put(READY, u8::from(ready));
+        out
+    }
+
     /// As a client is told them.
     pub fn end(self) -> Bytes {
-        let mut out = String::with_capacity(32 * self.all.len());
-        for (name, value) in self.all {
-            // Writing to a string cannot fail.
-            let _ = write!(out, "STAT {name} {value}\r\n");
-        }
-        out.push_str("END\r\n");
-        Bytes::from(spelled::bytes(&out))
+        self.written().end()
+    }
+
+    /// The same, in front of a list that is written already.
+    pub fn before(self, list: &[u8]) -> Bytes {
+        self.written().ended_by(list)
+    }
+
+    fn written(self) -> Written {
+        let mut out = Written::default();
+        self.all.iter().for_each(|(name, value)| out.put(name, value));
+        out
     }
 }
 
@@ -100,7 +103,7 @@ impl Report {
     }
 
     /// `servers`: what those that lead say, as many as `asked` and not so many as `silent`.
-    pub fn stats(&self, servers: Vec<(String, String)>, (asked, silent): (usize, usize)) -> Lines {
+    pub fn stats(&self, servers: Stats, (asked, silent): (usize, usize)) -> Lines {
         let mut out = Lines::over(servers);
         out.put("pid", self.process.pid);
         out.put("uptime", self.process.uptime_seconds);

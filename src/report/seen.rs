@@ -5,20 +5,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use super::lines::{INCARNATION, MIRRORED, MODE, OBSTACLE, PLACE, STATE};
-use super::verdict::small;
-
-/// Of the JSON: goes up when a name changes its meaning or goes; new names may come at any time.
-pub const JSON_VERSION: u32 = 1;
-
-/// Names and values.
-pub type Stats = Vec<(String, String)>;
+use super::names::{MIRRORED, MODE, OBSTACLE, PLACE, STATE};
+use crate::protocol::statistics::Stats;
 
 /// The fields behind one server's or pair's name.
 #[derive(Default, Debug)]
-pub struct Fields(BTreeMap<String, String>);
+pub struct Fields(pub(super) BTreeMap<String, String>);
 
 impl Fields {
     pub fn of(stats: Stats) -> Fields {
@@ -41,16 +33,6 @@ impl Fields {
 
     pub fn time(&self) -> Duration {
         Duration::from_secs(self.number("for_seconds"))
-    }
-
-    /// Counts as numbers. An incarnation is none, even if all its sixteen digits happen to be
-    /// decimal: a reader of JSON keeps 53 of its bits.
-    fn json(&self) -> BTreeMap<&str, Value> {
-        let value = |name: &str, text: &String| match text.parse::<u64>() {
-            Ok(number) if name != INCARNATION => json!(number),
-            _ => json!(text),
-        };
-        self.0.iter().map(|(name, text)| (name.as_str(), value(name, text))).collect()
     }
 }
 
@@ -77,14 +59,6 @@ impl List {
             self.all.len() - 1
         });
         self.all[at].fields.0.insert(field.to_owned(), value.to_owned());
-    }
-}
-
-impl Named {
-    fn json(&self, called: &str) -> Value {
-        let mut fields = self.fields.json();
-        fields.insert(called, json!(self.name));
-        json!(fields)
     }
 }
 
@@ -161,30 +135,6 @@ impl Seen {
     pub fn verify(&self, field: &str) -> &str {
         self.rest.text(&format!("verify:{field}"))
     }
-
-    pub fn json(&self) -> Value {
-        json!({
-            "version": JSON_VERSION,
-            "word": small(Some(self.word())),
-            "why": self.why(),
-            "next": self.next(""),
-            "mirrored": self.mirrored,
-            "one_may_restart": self.one_may_restart(),
-            "mode": self.mode,
-            "obstacles": self.obstacles,
-            "lost_items": self.lost_items(),
-            "verify": self.verified(),
-            "pairs": self.pairs.iter().map(|pair| pair.json("pair")).collect::<Vec<_>>(),
-            "servers": self.servers.iter().map(|server| server.json("server")).collect::<Vec<_>>(),
-            "resync": self.rest.json(),
-            "counters": self.counters.json(),
-        })
-    }
-}
-
-/// In place of it, where one of several pools does not answer.
-pub fn silent_json(pool: Option<&str>, why: &str) -> Value {
-    json!({ "version": JSON_VERSION, "pool": pool, "word": small(None), "why": why, "mirrored": false })
 }
 
 /// For tests: what is asked for as lines of a name and a value.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::gathered::{Value, read};
+use super::value::{Value, read};
 
 /// The lists with counters that memcached's `stats reset` clears, by what stands behind `stats`.
 pub const LISTS: [&str; 4] = ["", "items", "slabs", "detail dump"];
@@ -44,7 +44,7 @@ impl Before {
     }
 
     /// Takes one of [`LISTS`]. `Err`: it is no list, or longer than what can be kept.
-    pub fn take(&mut self, list: &str, answer: &str) -> Result<(), String> {
+    pub fn take(&mut self, list: &str, answer: &[u8]) -> Result<(), String> {
         let (mut time, mut uptime) = (None, 0);
         read(answer, |name, value| {
             match value {
@@ -70,8 +70,8 @@ impl Before {
         Ok(())
     }
 
-    /// The same, for a list that this server could not be asked for when it was reset.
-    pub fn take_late(&mut self, list: &str, answer: &str) -> Result<(), String> {
+    /// The same, of a list that this server could not be asked for when it was reset.
+    pub fn take_late(&mut self, list: &str, answer: &[u8]) -> Result<(), String> {
         let awaited = LISTS.iter().zip(self.awaited).any(|(known, awaited)| *known == list && awaited);
         if awaited { self.take(list, answer) } else { Ok(()) }
     }
@@ -175,7 +175,7 @@ mod tests {
 
     fn told(form: Form, answer: &str, before: &Before) -> Vec<String> {
         let mut all = Gathered::new(form);
-        all.add(answer, Some(before)).expect("a list");
+        all.add(answer.as_bytes(), Some(before)).expect("a list");
         all.into_stats().into_iter().map(|(name, value)| format!("{name} {value}")).collect()
     }
 
@@ -183,13 +183,13 @@ mod tests {
     fn counters_are_told_as_what_came_since_and_what_there_is_as_it_is() {
         let mut before = Before::new(2, Some(5));
         let stats = "STAT time 110\r\nSTAT uptime 10\r\nSTAT total_items 7\r\nSTAT curr_items 3\r\nEND\r\n";
-        before.take("", stats).expect("a list");
+        before.take("", stats.as_bytes()).expect("a list");
         assert!(before.is_of(100) && before.is_of(101) && !before.is_of(5));
         let stats = stats.replace("total_items 7", "total_items 9").replace("uptime 10", "uptime 11");
         assert_eq!(told(Form::General, &stats, &before)[2..], ["total_items 2", "curr_items 3"]);
 
         let items = "STAT items:1:number 4\r\nSTAT items:1:evicted 6\r\nSTAT items:1:evicted_time 8\r\nEND\r\n";
-        before.take("items", items).expect("a list");
+        before.take("items", items.as_bytes()).expect("a list");
         let at_once = ["items:1:number 4", "items:1:evicted 0", "items:1:evicted_time 0"];
         assert_eq!(told(Form::Classes, items, &before), at_once);
         let later = items.replace("evicted 6", "evicted 7").replace("STAT items:1:number 4", "STAT items:2:evicted 3");
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(told(Form::Classes, &later, &before), since);
 
         let dump = "PREFIX a get 1 hit 1 set 1 del 0\r\nPREFIX b get 0 hit 0 set 2 del 0\r\nEND\r\n";
-        before.take("detail dump", dump).expect("a list");
+        before.take("detail dump", dump.as_bytes()).expect("a list");
         let later = dump.replace("set 2 del 0", "set 2 del 5");
         assert_eq!(told(Form::Prefixes, dump, &before), [""; 0]);
         assert_eq!(told(Form::Prefixes, &later, &before), ["b get 0 hit 0 set 0 del 5"]);
@@ -210,10 +210,10 @@ mod tests {
     fn a_server_that_was_not_reached_counts_from_its_next_word() {
         let mut before = Before::new(1, None);
         let dump = "PREFIX a get 1 hit 1 set 1 del 0\r\nEND\r\n";
-        before.take_late("detail dump", dump).expect("a list");
+        before.take_late("detail dump", dump.as_bytes()).expect("a list");
         assert_eq!(told(Form::Prefixes, dump, &before), [""; 0]);
         let later = dump.replace("get 1", "get 4");
-        before.take_late("detail dump", &later).expect("a list");
+        before.take_late("detail dump", later.as_bytes()).expect("a list");
         assert_eq!(told(Form::Prefixes, &later, &before), ["a get 3 hit 0 set 0 del 0"]);
     }
 
@@ -221,8 +221,8 @@ mod tests {
     fn prefixes_that_clients_think_up_are_not_kept_without_end() {
         let mut before = Before::new(256, None);
         let line = |n: usize| format!("PREFIX {n:0>200} get 1 hit 1 set 1 del 1\r\nEND\r\n");
-        let full = (0..).find(|n| before.take("detail dump", &line(*n)).is_err()).expect("an end");
+        let full = (0..).find(|n| before.take("detail dump", line(*n).as_bytes()).is_err()).expect("an end");
         assert!((500..ALL_BYTES_MAX / 256 / 200).contains(&full), "{full}");
-        assert!(before.take("detail dump", "ERROR\r\n").is_err());
+        assert!(before.take("detail dump", b"ERROR\r\n").is_err());
     }
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::lines::Lines;
-use super::seen::Stats;
 use super::{LatencyReport, Report};
+use crate::protocol::statistics::Stats;
 use crate::stats::Latencies;
 
 const UPTIME: &str = "uptime_ms";

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Report;
 use super::figures::{counted, short, some_of, time};
-use super::lines::{LOST_ITEMS, STATE};
+use super::names::{LOST_ITEMS, STATE};
 use super::seen::{Named, Seen};
 
 /// This many servers are named in one sentence.

@@ -8,11 +8,42 @@ use tokio::time::{Instant, timeout_at};
 
 use super::NO_CAS;
 use super::crawls::Turn;
-use super::enumerate::{Coverage, DumpError};
 use super::spool::Disk;
 use crate::backend::{NodeError, Pipe};
 use crate::protocol::dump::{self, Said};
 use crate::protocol::node;
+
+/// How much a dump can be trusted to show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Coverage {
+    /// `metadump hash` walks the hash table and misses nothing that stays.
+    Whole,
+    /// `metadump all` walks the LRU lists and misses items that move in them meanwhile: the hot
+    /// ones. One pass is not enough.
+    Leaky,
+}
+
+/// Why a dump failed.
+#[derive(Debug)]
+pub(super) enum DumpError {
+    /// The node failed.
+    Node(NodeError),
+    /// It does not enumerate, by its settings or its version, or what it enumerates cannot be
+    /// verified.
+    Cannot(String),
+    /// Its crawler was busy with others' crawls for too long, or its hash table with growing.
+    Busy,
+    /// It answers, but a dump that was begun does not go on.
+    StandsStill,
+    /// The keys could not be kept.
+    Spool(std::io::Error),
+}
+
+impl From<NodeError> for DumpError {
+    fn from(error: NodeError) -> DumpError {
+        DumpError::Node(error)
+    }
+}
 
 /// Longest dump line, in bytes: a key of 250 bytes, each written as `%XX`, and some numbers.
 const MAX_LINE_BYTES: usize = 4096;

@@ -5,47 +5,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Context;
-use super::dump::{DumpEnd, DumpLine, Free};
+use super::dump::{Coverage, DumpEnd, DumpError, DumpLine, Free};
 use super::spool::Disk;
 use super::table::Table;
-use crate::backend::{Effect, NodeError};
+use crate::backend::Effect;
 use crate::ids::NodeId;
 use crate::protocol::node;
 
 /// Shortest and longest pause before a crawl that was answered `BUSY` is asked for again.
 const BUSY_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-
-/// How much a dump can be trusted to show.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Coverage {
-    /// `metadump hash` walks the hash table and misses nothing that stays.
-    Whole,
-    /// `metadump all` walks the LRU lists and misses items that move in them meanwhile: the hot
-    /// ones. One pass is not enough.
-    Leaky,
-}
-
-/// Why a dump failed.
-#[derive(Debug)]
-pub(super) enum DumpError {
-    /// The node failed.
-    Node(NodeError),
-    /// It does not enumerate, by its settings or its version, or what it enumerates cannot be
-    /// verified.
-    Cannot(String),
-    /// Its crawler was busy with others' crawls for too long, or its hash table with growing.
-    Busy,
-    /// It answers, but a dump that was begun does not go on.
-    StandsStill,
-    /// The keys could not be kept.
-    Spool(std::io::Error),
-}
-
-impl From<NodeError> for DumpError {
-    fn from(error: NodeError) -> DumpError {
-        DumpError::Node(error)
-    }
-}
 
 /// Walks all keys of a node. `on_key` may see a key twice, and keys that are gone by the time it is
 /// called.

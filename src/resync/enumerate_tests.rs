@@ -1,3 +1,5 @@
+//! Listing the keys of a server whose crawler is slow, busy or broken.
+
 use std::io;
 use std::sync::{Arc, Mutex};
 

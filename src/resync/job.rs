@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
+use super::node_stats::node_stats;
 use super::progress::Phase;
 use super::purge::{purge, purge_missed};
 use super::refill::Refill;
 use super::{Context, Fill, JobError, JobEvent, JobSpec, Outcome};
-use crate::ambient;
-use crate::backend::{NodeError, Pipe, stat};
+use crate::backend::Pipe;
 use crate::ids::{NodeId, PairId};
 use crate::protocol::expiry::Offset;
 use crate::rules::{Rule, holds};
@@ -178,26 +177,4 @@ async fn ask(ctx: &Context, event: impl FnOnce(oneshot::Sender<bool>) -> JobEven
         answer.await.map_err(|_| JobError::Aborted)
     };
     ctx.cancel.run_until_cancelled(asked).await.ok_or(JobError::Cancelled)?
-}
-
-pub(super) struct NodeStats {
-    pub(super) offset: Offset,
-    pub(super) evictions: u64,
-    has_cas: bool,
-}
-
-/// Of either node.
-pub(super) async fn node_stats(pipe: &mut Pipe, ctx: &Context) -> Result<NodeStats, NodeError> {
-    let deadline = Instant::now() + ctx.tuning.target_timeout;
-    let asked = async {
-        let stats = pipe.stats("", deadline).await?;
-        let now = ambient::date(Instant::now());
-        let time = stat(&stats, "time").and_then(|t| i64::try_from(t).ok());
-        let unix_secs = time.ok_or_else(|| NodeError::Protocol("stats without a time".to_owned()))?;
-        let evictions = stat(&stats, "evictions").unwrap_or(0);
-        let settings = pipe.stats("settings", deadline).await?;
-        let has_cas = !settings.iter().any(|(name, value)| name == "cas_enabled" && value == "no");
-        Ok(NodeStats { offset: Offset::seen(unix_secs, now), evictions, has_cas })
-    };
-    asked.await
 }

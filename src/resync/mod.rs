@@ -194,6 +194,7 @@ mod job;
 mod lane;
 mod limiter;
 mod listing;
+mod node_stats;
 mod pace;
 mod progress;
 mod purge;
@@ -534,14 +535,14 @@ impl JobError {
     }
 
     /// `source` is given where the node is one, and not the target.
-    fn of_dump(node: NodeId, source: Option<NodeId>, error: enumerate::DumpError) -> JobError {
+    fn of_dump(node: NodeId, source: Option<NodeId>, error: dump::DumpError) -> JobError {
         match (error, source) {
-            (enumerate::DumpError::Node(error), Some(source)) => JobError::Source(source, error),
-            (enumerate::DumpError::Node(error), None) => JobError::Target(error),
-            (enumerate::DumpError::Cannot(why), _) => JobError::CannotEnumerate { node, why },
-            (enumerate::DumpError::Busy, _) => JobError::CrawlerBusy(node),
-            (enumerate::DumpError::StandsStill, _) => JobError::CrawlerStandsStill(node),
-            (enumerate::DumpError::Spool(error), _) => JobError::Spool(error.to_string()),
+            (dump::DumpError::Node(error), Some(source)) => JobError::Source(source, error),
+            (dump::DumpError::Node(error), None) => JobError::Target(error),
+            (dump::DumpError::Cannot(why), _) => JobError::CannotEnumerate { node, why },
+            (dump::DumpError::Busy, _) => JobError::CrawlerBusy(node),
+            (dump::DumpError::StandsStill, _) => JobError::CrawlerStandsStill(node),
+            (dump::DumpError::Spool(error), _) => JobError::Spool(error.to_string()),
         }
     }
 }

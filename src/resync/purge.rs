@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::enumerate::{Coverage, enumerate};
+use super::dump::Coverage;
+use super::enumerate::enumerate;
 use super::spool::{SlotId, Spool};
 use super::{Context, Fill, JobError, JobSpec, Outcome};
 use crate::backend::{Batch, Pipe};

@@ -11,10 +11,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::dump::{Coverage, DumpError};
 use super::entry::Entry;
-use super::enumerate::{Coverage, DumpError};
-use super::job::node_stats;
 use super::lane::{Lane, LaneEnd};
+use super::node_stats::node_stats;
 use super::progress::{PairProgress, Phase};
 use super::spool::{SlotId, Spool};
 use super::{Context, Fill, JobError, JobEvent, NO_CAS};

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::stat;
+use crate::protocol::statistics;
 
 /// With room for the second that a full table stays as it is on a slow machine.
 pub(super) const GROWS_WITHIN: Duration = Duration::from_secs(3);
@@ -26,7 +26,7 @@ pub(super) struct Table {
 impl Table {
     /// `stats`: what the node tells of itself now.
     pub(super) fn may_be_walked(&mut self, stats: &[(String, String)], now: Instant) -> bool {
-        let number = |name: &str| stat(stats, name).unwrap_or(0);
+        let number = |name: &str| statistics::number(stats, name).unwrap_or(0);
         if number("hash_is_expanding") != 0 {
             self.full_since = None;
             return false;

@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::enumerate::{Coverage, enumerate};
-use super::job::node_stats;
+use super::dump::Coverage;
+use super::enumerate::enumerate;
+use super::node_stats::node_stats;
 use super::spool::{SlotId, Spool};
 use super::{Context, JobError, RateLimiter, Settlement};
 use crate::ambient;
@@ -388,6 +389,7 @@ mod tests {
 
     use super::*;
     use crate::backend::{Dial, NodeStream};
+    use crate::ids::AddressNumber;
     use crate::resync::governor::Leave;
 
     /// Nodes that hold nothing, and take a millisecond for each lot of keys.
@@ -412,8 +414,8 @@ mod tests {
             async move { Ok(NodeStream::from(near)) }.boxed()
         }
 
-        fn life(&self, _: NodeId) -> u64 {
-            0
+        fn address(&self, _: NodeId) -> AddressNumber {
+            AddressNumber::default()
         }
     }
 

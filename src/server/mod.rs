@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Panel};
 use crate::backend::{Addresses, Dial, SystemResolver, TcpDialer};
-use crate::cluster::{Cluster, Losses, Names, NoStandby};
+use crate::cluster::{Cluster, Losses, Names, NoStandby, Workers};
 use crate::config::{IoUringMode, PoolName, Settings};
 use crate::daemon::{Listeners, Listening, thread_of};
 use crate::ids::WorkerId;
@@ -411,8 +411,8 @@ impl Assembly {
             parts.push(WorkerParts { core, setup, nodes: topology.node_count(), lanes });
         }
         let probes = CancellationToken::new();
-        let cluster =
-            Cluster::new(settings, topology, (dialer, names, losses), commands, stats.clone(), unclean, probes.clone());
+        let workers = Workers { commands, stats: stats.clone(), unclean };
+        let cluster = Cluster::new(settings, topology, (dialer, names, losses), workers, probes.clone());
         Assembly { workers: parts, cluster, events, stats, memory, doors, probes }
     }
 }

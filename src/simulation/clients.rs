@@ -1,4 +1,5 @@
-//! Clients: few keys, many hands. Every value is written once, so that a read names its write.
+//! Clients: many of them on a few keys. Every value is written once, so that a read tells which
+//! write it has seen.
 
 mod meta;
 
@@ -25,16 +26,16 @@ use meta::Spoken;
 /// An answer that takes longer is a hang.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How much sooner than its client asked an item may end: by the servers' seconds two, and one by
-/// each copy that is made of it in its last ten.
+/// How much sooner than its client asked an item may expire: two seconds, because servers count in
+/// seconds, and one for each copy that is made of it in its last ten.
 const EARLY: Duration = Duration::from_secs(4);
-/// How much longer it may last, for what servers' timers are late.
+/// How much longer it may last, because servers' timers are late.
 const LATE: Duration = Duration::from_millis(1_100);
 
 /// The doors of all proxies that take clients: a listener for each worker.
 pub(super) type Doors = Rc<RefCell<BTreeMap<u32, Vec<UnboundedSender<DuplexStream>>>>>;
 
-/// What a client does, and what it takes for wrong.
+/// What a client does, and what counts as wrong for it.
 #[derive(Clone, Debug)]
 pub(super) struct Habits {
     pub(super) keys: Vec<String>,
@@ -440,7 +441,7 @@ impl Client {
                     "EXISTS" => Outcome::Exists,
                     "NOT_FOUND" => Outcome::NotFound,
                     "DELETED" | "TOUCHED" | "OK" => Outcome::Done,
-                    // What somebody is to compute is no number yet.
+                    // An item that is still to be computed is no number.
                     "CLIENT_ERROR cannot increment or decrement non-numeric value" => Outcome::Denied,
                     number if number.starts_with(|c: char| c.is_ascii_digit()) => {
                         Outcome::Number(number.parse().unwrap_or(u64::MAX))

@@ -260,7 +260,7 @@ impl Fleet {
         }
     }
 
-    /// It is over for all.
+    /// Ends all of them.
     pub(super) async fn end(&self) {
         self.0.over.set(true);
         self.machines().for_each(|machine| self.kill(machine));
@@ -428,7 +428,7 @@ impl Inner {
         if let Some((id, generation)) = acting.iter().find(|(_, generation)| (1..marked).contains(generation)) {
             self.history.violation(format!("proxy {id} acts in generation {generation} after {marked} has acted"));
         }
-        // By its clock it has a lease. Nobody asks it anything.
+        // By its clock it has a lease, but no client asks it anything.
         let late = |present: &&&Present| present.thawed.get().is_some_and(|at| at.elapsed() > FENCED);
         let later = |present: &&&Present| (1..marked).contains(&present.generation.get());
         for present in thawed.iter().filter(later).filter(late).filter(|present| !present.process.is_stopped()) {

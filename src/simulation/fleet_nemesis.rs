@@ -14,8 +14,8 @@ use super::register::{Course, Faults, Lost};
 use super::world::World;
 use crate::ids::{NodeId, Place};
 
-/// A fault that nobody has noticed yet leaves the pairs mirrored: so long after its end it was
-/// noticed, also by whoever takes the place of another one.
+/// So long after its end a fault has been noticed, also by a proxy that takes another's place:
+/// until then the pairs may still be called mirrored.
 const NOTICED: Duration = Duration::from_millis(800);
 /// Somebody is active after so long.
 const FOUND: Duration = Duration::from_secs(20);
@@ -299,7 +299,7 @@ async fn cut_off_from_servers(world: &mut World, active: usize) {
     sleep(lease * 6).await;
 }
 
-/// Schedules that chance seldom has: each is a rule's counter-example, but for the rule.
+/// Schedules that chance seldom brings about: each would go wrong without one of the rules.
 async fn late(world: &mut World, active: usize) {
     let longest = fleet(world).longest_lease();
     let ms = longest.as_millis() as u64;
@@ -342,7 +342,7 @@ async fn frozen(world: &mut World, active: usize) {
     }
     let frozen = fleet(world).process_on(active);
     fleet(world).freeze(active);
-    // Whoever takes its place may not reach where they agree for long.
+    // The proxy that takes its place may not reach the register for long.
     sleep(fleet(world).longest_lease()).await;
     pause(world, 1_500..4_000).await;
     if world.rng.random_ratio(3, 4) {

@@ -219,52 +219,8 @@ fn classic_step(item: Option<&Item>, call: &Call, outcome: &Outcome) -> Step {
 fn meta_step(item: Option<&Item>, meta: &Meta, outcome: &Outcome) -> Step {
     use Step::{Becomes, Gone, Misfit, Same};
     let (next, said) = match (meta, item) {
-        (Meta::Get { make, renew, ends, settled }, _) => {
-            let Some(mut after) = item.cloned().or_else(|| make.map(|ends| Item { ends, ..Item::default() })) else {
-                return if matches!(outcome, Outcome::Shown(None)) || outcome.is_open() { Same } else { Misfit };
-            };
-            if *settled && after.stale && after.taken == Taken::ByProxy {
-                return Misfit;
-            }
-            after.ends = ends.unwrap_or(after.ends);
-            let due = item.is_none() || renew.is_some_and(|than| after.ends != 0 && after.ends < than);
-            let marks = after.look(due, Taken::ByClient);
-            let fits = match outcome {
-                Outcome::Shown(Some(shown)) => shown.marks == Some(marks) && shows(Some(&after), Some(shown)),
-                _ => outcome.is_open(),
-            };
-            return match fits {
-                false => Misfit,
-                true if item == Some(&after) => Same,
-                true => Becomes(after),
-            };
-        }
-        (Meta::Set { mode, value, flags, ends, token, older }, _) => {
-            let fresh = || Item { flags: *flags, ends: *ends, ..Item::new(value.clone()) };
-            match (mode, item, token) {
-                (Mode::Add, Some(_), _) | (Mode::Append | Mode::Prepend, None, _) | (Mode::Replace, None, None) => {
-                    (Same, Outcome::NotStored)
-                }
-                (Mode::Add, None, _) | (Mode::Set, None, None) => (Becomes(fresh()), Outcome::Stored),
-                (_, None, Some(_)) => (Same, Outcome::NotFound),
-                // Always a right answer.
-                (_, Some(_), Some(_)) if *outcome == Outcome::Exists => return Same,
-                (_, Some(item), Some(token)) if *token != item.token => match (mode, older) {
-                    (Mode::Set | Mode::Replace, true) => {
-                        let ends = item.ends;
-                        (Becomes(Item { ends, stale: true, taken: item.taken, ..fresh() }), Outcome::Stored)
-                    }
-                    _ => (Same, Outcome::Exists),
-                },
-                (Mode::Append, Some(item), _) => {
-                    (Becomes(item.joined([&item.text, value.as_str()].concat())), Outcome::Stored)
-                }
-                (Mode::Prepend, Some(item), _) => {
-                    (Becomes(item.joined([value.as_str(), &item.text].concat())), Outcome::Stored)
-                }
-                (Mode::Set | Mode::Replace, Some(_), _) => (Becomes(fresh()), Outcome::Stored),
-            }
-        }
+        (Meta::Get { .. }, _) => return meta_get(item, meta, outcome),
+        (Meta::Set { .. }, _) => meta_set(item, meta, outcome),
         (Meta::Delete { .. }, None) => (Same, Outcome::NotFound),
         (Meta::Delete { token: Some(_), .. } | Meta::Count { token: Some(_), .. }, Some(_))
             if *outcome == Outcome::Exists =>
@@ -299,6 +255,57 @@ fn meta_step(item: Option<&Item>, meta: &Meta, outcome: &Outcome) -> Step {
     // The answer may leave the number out.
     let untold = matches!((&said, outcome), (Outcome::Number(_), Outcome::Done));
     if said == *outcome || untold || outcome.is_open() { next } else { Misfit }
+}
+
+fn meta_get(item: Option<&Item>, meta: &Meta, outcome: &Outcome) -> Step {
+    use Step::{Becomes, Misfit, Same};
+    let Meta::Get { make, renew, ends, settled } = meta else { return Misfit };
+    let Some(mut after) = item.cloned().or_else(|| make.map(|ends| Item { ends, ..Item::default() })) else {
+        return if matches!(outcome, Outcome::Shown(None)) || outcome.is_open() { Same } else { Misfit };
+    };
+    if *settled && after.stale && after.taken == Taken::ByProxy {
+        return Misfit;
+    }
+    after.ends = ends.unwrap_or(after.ends);
+    let due = item.is_none() || renew.is_some_and(|than| after.ends != 0 && after.ends < than);
+    let marks = after.look(due, Taken::ByClient);
+    let fits = match outcome {
+        Outcome::Shown(Some(shown)) => shown.marks == Some(marks) && shows(Some(&after), Some(shown)),
+        _ => outcome.is_open(),
+    };
+    match fits {
+        false => Misfit,
+        true if item == Some(&after) => Same,
+        true => Becomes(after),
+    }
+}
+
+/// What becomes of the item, and what is said.
+fn meta_set(item: Option<&Item>, meta: &Meta, outcome: &Outcome) -> (Step, Outcome) {
+    use Step::{Becomes, Misfit, Same};
+    let Meta::Set { mode, value, flags, ends, token, older } = meta else { return (Misfit, Outcome::Denied) };
+    let fresh = || Item { flags: *flags, ends: *ends, ..Item::new(value.clone()) };
+    match (mode, item, token) {
+        (Mode::Add, Some(_), _) | (Mode::Append | Mode::Prepend, None, _) | (Mode::Replace, None, None) => {
+            (Same, Outcome::NotStored)
+        }
+        (Mode::Add, None, _) | (Mode::Set, None, None) => (Becomes(fresh()), Outcome::Stored),
+        (_, None, Some(_)) => (Same, Outcome::NotFound),
+        // Always a right answer.
+        (_, Some(_), Some(_)) if *outcome == Outcome::Exists => (Same, Outcome::Exists),
+        (_, Some(item), Some(token)) if *token != item.token => match (mode, older) {
+            (Mode::Set | Mode::Replace, true) => {
+                let ends = item.ends;
+                (Becomes(Item { ends, stale: true, taken: item.taken, ..fresh() }), Outcome::Stored)
+            }
+            _ => (Same, Outcome::Exists),
+        },
+        (Mode::Append, Some(item), _) => (Becomes(item.joined([&item.text, value.as_str()].concat())), Outcome::Stored),
+        (Mode::Prepend, Some(item), _) => {
+            (Becomes(item.joined([value.as_str(), &item.text].concat())), Outcome::Stored)
+        }
+        (Mode::Set | Mode::Replace, Some(_), _) => (Becomes(fresh()), Outcome::Stored),
+    }
 }
 
 /// Whether that is what was shown of the item, but for its marks.

@@ -27,7 +27,7 @@ pub(super) enum Call {
     Delete,
     Touch,
     Get,
-    /// Also what a lost memory may do to a key.
+    /// Or a memory that was lost, and with it the key.
     Flush,
     /// The item that this write made expires.
     Expire(String),
@@ -209,22 +209,7 @@ impl Search<'_> {
         }
         let mut candidates = self.candidates(first);
         let mut stuck = Vec::new();
-        // What fits and changes nothing may as well come at once: put later, it could only fit no
-        // more. (But for what had to come before it, if it did.)
-        let bounded = candidates.iter().map(|&i| &self.spans[i]).filter(|span| span.unknown);
-        let due = bounded.map(|span| span.ended).min().unwrap_or(u64::MAX);
-        let quiet = |search: &mut Self, &i: &usize| {
-            let op = &search.ops[i];
-            if op.begun > due || search.spans[i].unknown {
-                return false;
-            }
-            // A delete that finds nothing ends what may yet arrive; and what lasts as long as it is
-            // to last now may last longer by then.
-            let renews = matches!(op.call, Call::Meta(Meta::Get { ends: Some(_), .. }));
-            let ends = renews || search.arrives && op.call == Call::Delete;
-            !ends && op.outcome.changes_nothing() && search.apply(state, i) == Some(state)
-        };
-        if let Some(at) = candidates.iter().position(|i| quiet(self, i)) {
+        if let Some(at) = self.quiet_one(state, &candidates) {
             candidates = vec![candidates[at]];
         }
         for i in candidates {
@@ -232,30 +217,13 @@ impl Search<'_> {
                 stuck.push(i);
                 continue;
             };
-            let unknown = self.spans[i].unknown;
-            if unknown && next == state {
+            if self.spans[i].unknown && next == state {
                 // It changes nothing here: as if it had never happened.
                 continue;
             }
-            self.done[i / 64] |= 1 << (i % 64);
-            // A write that is acknowledged on top of others makes them stay. (Not a look: the
-            // leader alone knows of it.)
-            let around = self.around.clone();
-            let looks = !self.around.is_empty() && is_look(&self.ops[i].call);
-            match (unknown || looks, self.ops[i].call == Call::Flush) {
-                (true, false) if self.lenient => self.around.push((i as u32, state, next)),
-                _ if next != state => self.around.clear(),
-                _ => {}
-            }
-            self.order.push(i);
-            self.mandatory_left -= usize::from(!unknown);
-            if self.go(next, first) {
+            if self.goes_with(i, state, next, first) {
                 return true;
             }
-            self.mandatory_left += usize::from(!unknown);
-            self.order.pop();
-            self.done[i / 64] &= !(1 << (i % 64));
-            self.around = around;
         }
         if let Some((i, before, after)) = self.around.pop() {
             // What follows is as if it had never happened.
@@ -269,6 +237,50 @@ impl Search<'_> {
             self.best.clone_from(&self.order);
             self.stuck = stuck;
         }
+        false
+    }
+
+    /// A candidate that fits and changes nothing may as well come next: later it could only cease
+    /// to fit. (Except where something must have come before it.)
+    fn quiet_one(&mut self, state: u32, candidates: &[usize]) -> Option<usize> {
+        let bounded = candidates.iter().map(|&i| &self.spans[i]).filter(|span| span.unknown);
+        let due = bounded.map(|span| span.ended).min().unwrap_or(u64::MAX);
+        candidates.iter().position(|&i| {
+            let op = &self.ops[i];
+            if op.begun > due || self.spans[i].unknown {
+                return false;
+            }
+            // A delete that finds nothing rules out an item that may still arrive; and a new expiry
+            // that is the present one may differ from a later one.
+            let renews = matches!(op.call, Call::Meta(Meta::Get { ends: Some(_), .. }));
+            let ends = renews || self.arrives && op.call == Call::Delete;
+            !ends && op.outcome.changes_nothing() && self.apply(state, i) == Some(state)
+        })
+    }
+
+    /// Goes on with this operation next, after which the state is `next`. Where that finds no
+    /// order, all is as before.
+    fn goes_with(&mut self, i: usize, state: u32, next: u32, first: usize) -> bool {
+        let unknown = self.spans[i].unknown;
+        self.done[i / 64] |= 1 << (i % 64);
+        // A write that is acknowledged on top of others makes them stay. (Not a look: the
+        // leader alone knows of it.)
+        let around = self.around.clone();
+        let looks = !self.around.is_empty() && is_look(&self.ops[i].call);
+        match (unknown || looks, self.ops[i].call == Call::Flush) {
+            (true, false) if self.lenient => self.around.push((i as u32, state, next)),
+            _ if next != state => self.around.clear(),
+            _ => {}
+        }
+        self.order.push(i);
+        self.mandatory_left -= usize::from(!unknown);
+        if self.go(next, first) {
+            return true;
+        }
+        self.mandatory_left += usize::from(!unknown);
+        self.order.pop();
+        self.done[i / 64] &= !(1 << (i % 64));
+        self.around = around;
         false
     }
 

@@ -1,5 +1,4 @@
-//! Parts of the proxy that are scheduled late: what they would have done is done when they get
-//! their turn.
+//! Parts of the proxy that the system schedules late: their work waits until they run again.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

@@ -1,5 +1,5 @@
-//! Where proxies that take each other's place agree on losses: some service, out of every node's
-//! reach, that answers late.
+//! A service through which proxies that take each other's place agree on losses. It answers late,
+//! and no node can reach it.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -20,7 +20,7 @@ use super::trace::note;
 /// The service.
 pub(super) struct Agreed {
     of: BTreeMap<PairId, (Epoch, Lost)>,
-    /// Who alone may change it.
+    /// The proxy that alone may change it.
     active: u32,
     /// It takes so many milliseconds at most.
     most_ms: u64,

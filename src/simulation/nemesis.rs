@@ -25,13 +25,13 @@ use overload::overload;
 /// noticed.
 const NOTICED: Duration = Duration::from_millis(700);
 
-/// A proxy that has just begun has looked at every node, and waited for what a dead one has sent.
+/// So long after its start a proxy has looked at every node, and waited for what a dead one sent.
 const LOOKED: Duration = Duration::from_millis(800);
 
-/// A proxy that has begun so long ago has given its pairs their first states.
+/// So long after its start a proxy has given its pairs their first states.
 const STARTED: Duration = Duration::from_millis(350);
 
-/// What a profile has in store. Clients are at work meanwhile; `stop` sends them home.
+/// Brings about what the profile says, while clients work; `stop` ends them.
 pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>) {
     match profile {
         Profile::Single => one_at_a_time(world).await,
@@ -91,8 +91,8 @@ async fn one_at_a_time(world: &mut World) {
     }
 }
 
-/// One node at a time, again and again, and now and then the proxy: leadership changes in as many
-/// seconds as can be. That a server hangs is what leaves most items where they were.
+/// One node at a time, again and again, and now and then the proxy: leadership changes as often as
+/// possible. Most faults are hangs, because they leave the items where they were.
 async fn expiry(world: &mut World) {
     const FAULTS: [Fault; 6] =
         [Fault::Kill, Fault::Resets, Fault::Hang, Fault::Hang, Fault::CutOff, Fault::CutOffAndReset];
@@ -113,9 +113,9 @@ async fn expiry(world: &mut World) {
     }
 }
 
-/// Names lead to empty hosts, to others of earlier with their old items, and to the same one by
-/// another address, also while it hangs; the hosts that they led to before go on, and execute what
-/// was sent to them.
+/// Names come to lead to empty hosts, to earlier hosts with their old items, and to the same host
+/// by another address, also while it hangs; the hosts that they led to before go on, and execute
+/// what was sent to them.
 async fn names(world: &mut World) {
     let mut earlier: Vec<Vec<usize>> = vec![Vec::new(); world.topology.node_count()];
     for _ in 0..world.rng.random_range(1..4) {
@@ -301,7 +301,7 @@ async fn both_down(world: &mut World) {
     }
     let back_early = world.rng.random_ratio(1, 4);
     if back_early {
-        // It may lead with nothing before the other one is there.
+        // It may lead, empty, before the other one is there.
         lost(world);
     } else {
         // Only keys that were written meanwhile can be missed, and so lost.
@@ -357,7 +357,7 @@ async fn two_leaders(world: &mut World, stop: &Cell<bool>) {
     world.kill_proxy().await;
     world.net.change(0, "cut off", |host| host.cut_off = true);
     heal(world, 1);
-    // What only the primary knows is lost for now; what counts is what comes.
+    // What only the primary holds is lost for now: the history begins anew.
     world.history.forget();
     world.operator.keep_to(vec!["late0".into(), "late1".into(), "late2".into()]);
     world.start_proxy();
@@ -496,7 +496,7 @@ async fn adoption(world: &mut World) {
     heal_all(world).await;
 }
 
-/// A memory is about to go. Of what was not copied yet it was the only one.
+/// A memory is about to be lost, with everything of which it holds the only copy.
 fn die(world: &mut World, node: usize) {
     lost(world);
     world.expect_the_backups_word();

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{Addresses, Dial, NodeStream, Resolve, at_present_address};
-use crate::ids::NodeId;
+use crate::ids::{AddressNumber, NodeId};
 
 use super::late;
 use super::node::{Clock, Node};
@@ -112,7 +112,7 @@ struct Conn {
     of_worker: bool,
 }
 
-/// Whose answers the proxy does not take, being late itself.
+/// Whose answers the proxy does not take for now, because it is late itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Unheard {
     Nothing,
@@ -252,7 +252,7 @@ impl Net {
         inner.leads[node] = to;
     }
 
-    /// Whose answers are taken from now on.
+    /// Sets whose answers are taken from now on.
     pub(super) fn hear(&self, unheard: Unheard) {
         note(|| format!("FAULT  unheard: {unheard:?}"));
         self.lock().unheard = unheard;
@@ -409,7 +409,7 @@ impl Inner {
         self.closed.contains(&(conn.machine, conn.host, way))
     }
 
-    /// Answers of earlier may come now.
+    /// Answers that waited for their way to be open may come now.
     fn has_backlog(&self, id: usize) -> bool {
         !self.conns[id].backlog.is_empty() && !self.is_closed(id, Way::Back)
     }
@@ -520,8 +520,8 @@ impl Dial for SimDialer {
         async move { timeout(limit, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? }.boxed()
     }
 
-    fn life(&self, node: NodeId) -> u64 {
-        self.addresses.life(node)
+    fn address(&self, node: NodeId) -> AddressNumber {
+        self.addresses.number(node)
     }
 }
 

@@ -18,7 +18,7 @@ use super::clients::Doors;
 use super::late::Scheduled;
 use super::net::{Net, SimDialer, SimResolver};
 
-/// What proxies stand on.
+/// What proxies work with.
 #[derive(Clone)]
 pub(super) struct Ground {
     pub(super) net: Arc<Net>,

@@ -1,5 +1,6 @@
-//! Where proxies agree who is active: one record in a service that answers late, or never, makes
-//! swaps of which nobody hears, is out of reach, loses its memory, or is restored from a backup.
+//! The register, in which proxies agree who is active: one record in a service that answers late or
+//! never, executes swaps whose answers are lost, is out of reach, loses its memory, or is restored
+//! from a backup.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,8 +32,8 @@ pub(super) struct Faults {
     pub(super) late_ms: u64,
 }
 
-/// How it answers where chance alone would seldom have it so. In milliseconds; an empty range: not
-/// at all.
+/// Ways of answering that chance alone would seldom bring about. In milliseconds; an empty range:
+/// not at all.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Course {
     /// Swaps are made so much later, until one makes another proxy the holder.

@@ -69,7 +69,7 @@ pub(super) fn take() -> Vec<String> {
     TRACE.take().map_or_else(Vec::new, |(_, lines)| lines)
 }
 
-/// Keeps an event; the words are made only if somebody wants them.
+/// Keeps an event; its text is made only if a trace is wanted.
 pub(super) fn note(words: impl FnOnce() -> String) {
     TRACE.with_borrow_mut(|trace| {
         if let Some((begun, lines)) = trace {

@@ -32,8 +32,8 @@ use super::trace::{self, note};
 
 /// All nodes being well, everything is mirrored again within this.
 const HEALING: Duration = Duration::from_secs(60);
-/// Nor does it take more of the nodes' answers. (A refill that goes round in circles would take
-/// hours to come to the end of that minute.)
+/// Nor do nodes execute more commands than this meanwhile. A refill that goes round in circles
+/// would take hours of real time to reach the end of that minute.
 const HEALING_COMMANDS: u64 = 500_000;
 /// No run takes longer.
 const LIFE: Duration = Duration::from_secs(1_200);
@@ -42,7 +42,7 @@ const LIFE: Duration = Duration::from_secs(1_200);
 /// return, before its clock was measured.
 const ENDS_APART_MS: u64 = 2_000;
 
-/// What came of a world.
+/// The result of one run.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Report {
     pub(super) violations: Vec<String>,
@@ -55,7 +55,7 @@ pub(super) struct Report {
     pub(super) lasted: Duration,
 }
 
-/// A world in the making.
+/// One run.
 pub(super) struct World {
     pub(super) rng: SmallRng,
     pub(super) net: Arc<Net>,
@@ -72,13 +72,13 @@ pub(super) struct World {
     pub(super) operator: Client,
     habits: Habits,
     pub(super) cut_off: Option<CutOff>,
-    /// What only a backup holds at first, under keys that no client writes; and what it holds of
-    /// keys that the primary has too.
+    /// Items that only a backup holds at first, under keys that no client writes; and a backup's
+    /// values of keys for which the primary has another value.
     orphans: Vec<(String, String)>,
     twice: Vec<(String, String)>,
 }
 
-/// Lives through one seed.
+/// Runs one seed.
 pub(super) fn run(seed: u64, profile: Profile, traced: bool) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -205,8 +205,7 @@ impl World {
         }
     }
 
-    /// What only a backup held has outlived everything, unless that backup's memory was lost; and
-    /// somebody else may have flushed it.
+    /// Checks that what only a backup held is still there. After a `flush_all` it need not be.
     fn check_orphans(&self) {
         if self.history.was_flushed() {
             return;
@@ -223,22 +222,22 @@ impl World {
         }
     }
 
-    /// The orphans that stand on this node are lost with it.
+    /// This node's memory is lost, and with it the items that only it holds.
     pub(super) fn forget_orphans_on(&mut self, node: usize) {
         let topology = self.topology.clone();
         let stands = |key: &str| topology.node_at(topology.pair_of(key.as_bytes()), Place::Backup).map(NodeId::index);
         self.orphans.retain(|(key, _)| stands(key) != Some(node));
     }
 
-    /// With a primary's memory its word is gone: where the backup held something else, that is what
-    /// is left.
+    /// A primary's memory is lost: where the backup held another value, that is the one that is
+    /// left.
     pub(super) fn expect_the_backups_word(&self) {
         for (key, value) in &self.twice {
             self.history.call(99, Some(key), Call::Set(value.clone()));
         }
     }
 
-    /// The orphans may be lost by now, or not: they are not checked.
+    /// What only a backup holds may be lost now, or not: it is not checked any more.
     pub(super) fn forget_orphans(&mut self) {
         self.orphans.clear();
     }
@@ -288,7 +287,7 @@ impl World {
         }
     }
 
-    /// What clients are busy with.
+    /// The keys that clients use.
     pub(super) fn hot_keys(&self) -> Vec<String> {
         self.habits.keys.clone()
     }
@@ -316,13 +315,13 @@ impl World {
         }
     }
 
-    /// What is said of the whole just now.
+    /// Whether the proxy says now that everything is mirrored.
     pub(super) async fn says_mirrored(&mut self) -> bool {
         let status = self.operator.ask("resync status\r\n").await.unwrap_or_default();
         status.iter().any(|line| line == "STAT mirrored 1")
     }
 
-    /// Waits until the proxy has a node where its name leads. `by`: by that very address.
+    /// Waits until the proxy uses the host that the node's name leads to; `by`: over this address.
     pub(super) async fn followed(&mut self, node: usize, by: Option<SocketAddr>) {
         let host = self.net.leads(node);
         let prefix = format!("STAT {}:address ", self.topology.addr(NodeId(node as u16)));
@@ -356,7 +355,7 @@ impl World {
         for pair in self.topology.pairs() {
             let of = |place| {
                 let node = self.topology.node_at(pair, place).map_or(0, NodeId::index);
-                // What ends in these seconds may be over on one of them.
+                // An item that is about to expire may have done so on one of them.
                 let kept = |key: &[u8]| !is_reserved(key) && !expires(&String::from_utf8_lossy(key));
                 copies[node].iter().filter(move |(key, _)| kept(key) && self.topology.pair_of(key) == pair)
             };
@@ -432,12 +431,12 @@ impl World {
     }
 }
 
-/// Keys that no client is busy with: the operator alone writes and reads them.
+/// Keys that no client uses: the operator alone writes and reads them.
 fn cold_keys() -> impl Iterator<Item = String> {
     (0..12).map(|i| format!("cold{i}"))
 }
 
-/// What clients do, by what is to be found out.
+/// What clients do, by what the profile is to find out.
 fn habits(rng: &mut SmallRng, profile: Profile, net: &Net) -> Habits {
     let hot = rng.random_range(1..5);
     let mut keys: Vec<String> = (0..hot).map(|i| format!("s{i}")).collect();

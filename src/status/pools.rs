@@ -6,7 +6,7 @@ use super::screen::Look;
 use crate::console::proxy::Looked;
 use crate::console::signs;
 use crate::console::table::{Table, Tone};
-use crate::report::seen::{JSON_VERSION, silent_json};
+use crate::report::json::{JSON_VERSION, silent_json};
 use crate::report::verdict::{Word, small, worst};
 
 /// Where there are more pools than this, those that are mirrored have only their line in the list.

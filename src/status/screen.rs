@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use crate::console::signs;
 use crate::console::table::{Table, Tone, wrapped};
 use crate::report::figures::{counted, rate, short, some_of, time, wait};
-use crate::report::lines::{PLACE, STATE};
+use crate::report::names::{PLACE, STATE};
 use crate::report::seen::{Fields, Named, Seen};
 use crate::report::traffic::Traffic;
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use crate::console::signs;
 use crate::console::table::{Table, Tone};
 use crate::report::figures::{rate, wait};
-use crate::report::lines::PLACE;
+use crate::report::names::PLACE;
 use crate::report::seen::{Named, Seen};
 use crate::report::traffic::{Line, Traffic};
 

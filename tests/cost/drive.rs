@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 
-use resilver::internals::ids::{Generation, Incarnation, NodeId, Term, WorkerId};
+use resilver::internals::ids::{Generation, Incarnation, Life, NodeId, Term, WorkerId};
 use resilver::internals::keys::{Lone, Missed, MissedBudget};
 use resilver::internals::pair::Reason;
 use resilver::internals::protocol::mark::FleetMark;
@@ -196,7 +196,7 @@ impl Drive {
         }
         for node in topology.nodes() {
             let incarnation = Some(Incarnation(0xa1));
-            core.handle_command(Now::default(), Command::Allow { node, incarnation, life: 1 });
+            core.handle_command(Now::default(), Command::Allow { node, incarnation, life: Life(1) });
         }
         let mut drive = Drive {
             core,

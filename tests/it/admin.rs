@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::cluster::fill;
+use crate::support::command::run;
 use crate::support::port::Port;
 use crate::support::{Cluster, Proxy, Shape, wait_until};
 
@@ -111,8 +112,8 @@ fn the_state_is_served_and_nothing_can_be_changed() {
         held(&json)
     });
     // The same words as in the terminal: whatever stands there stands here too.
-    let said = Command::new(Proxy::binary()).args(["status", "--json", "--proxy", &cluster.proxy.addr()]).output();
-    let told: Value = serde_json::from_slice(&said.expect("run resilver status").stdout).expect("JSON");
+    let said = run(&["status", "--json", "--proxy", &cluster.proxy.addr()]).1;
+    let told: Value = serde_json::from_str(&said).expect("JSON");
     let same = ["version", "word", "why", "next", "mirrored", "mode", "obstacles"];
     same.iter().for_each(|name| assert_eq!(told[name], json[name], "{name}"));
     for (list, name) in [("pairs", "pair"), ("servers", "server")] {
@@ -312,16 +313,11 @@ fn operator_commands_are_taken_on_the_admin_socket_and_on_demand_nowhere_else() 
         Cluster::start_unmirrored(&Shape::new(1, 1).proxy(&["--admin-socket", path, "--operator-commands", "off"]));
     let mode = std::fs::metadata(&socket).expect("the socket").permissions().mode() & 0o777;
     assert_eq!(mode, 0o660, "{mode:o}");
-    let waited = |proxy: &str| {
-        let mut run = Command::new(Proxy::binary());
-        run.args(["wait", "--mirrored", "--timeout", "30s", "--proxy", proxy]);
-        run.output().expect("run resilver wait").status.success()
-    };
+    let waited = |proxy: &str| run(&["wait", "--mirrored", "--timeout", "30s", "--proxy", proxy]).0 == Some(0);
     // What only looks works on both.
     for proxy in [path.to_owned(), cluster.proxy.addr()] {
         assert!(waited(&proxy), "{proxy}");
-        let status = Command::new(Proxy::binary()).args(["status", "--proxy", &proxy]).output().expect("run it");
-        assert_eq!(status.status.code(), Some(0), "{proxy}");
+        assert_eq!(run(&["status", "--proxy", &proxy]).0, Some(0), "{proxy}");
     }
     let mut client = cluster.client();
     for command in ["resync", "resync status", "resync lead 127.0.0.1:1", "node 127.0.0.1:1 version"] {
@@ -386,10 +382,10 @@ fn all_keys_are_listed_through_the_admin_socket() {
         client.set(&format!("{number}{}", "k".repeat(200)), b"v").expect("stored");
     }
     let listed = |proxy: &str| {
-        let output = Command::new(Proxy::binary()).args(["keys", "--proxy", proxy]).output().expect("run it");
-        let mut keys: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+        let (code, printed, _) = run(&["keys", "--proxy", proxy]);
+        let mut keys: Vec<String> = printed.lines().map(str::to_owned).collect();
         keys.sort();
-        (output.status.code(), keys)
+        (code, keys)
     };
     let (code, keys) = listed(path);
     assert!(code == Some(0) && keys.len() == 4_000 && keys[0].starts_with("key=0k"), "{code:?}, {}", keys.len());
@@ -418,12 +414,9 @@ fn a_socket_file_is_removed_at_the_end_and_a_port_in_use_is_named() {
     let admin = Port::reserve();
     let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--admin-socket", &path, "--admin", &admin.addr()]));
     let other = Port::reserve();
-    let second = Command::new(Proxy::binary())
-        .args(["-s", "127.0.0.1:1", "-p", &other.number.to_string(), "--admin", &admin.addr()])
-        .output()
-        .expect("run it");
-    let why = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert_eq!(second.status.code(), Some(71), "{why}");
+    let port = other.number.to_string();
+    let (code, _, why) = run(&["-s", "127.0.0.1:1", "-p", &port, "--admin", &admin.addr()]);
+    assert_eq!(code, Some(71), "{why}");
     assert!(why.contains(&format!("cannot listen on {} for --admin", admin.addr())), "{why}");
     assert!(cluster.proxy.stop().success());
     assert!(!socket.exists());

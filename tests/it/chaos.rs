@@ -5,11 +5,11 @@
 //! acknowledged. As a soak: `make soak MINUTES=60`; a seed that failed runs again with
 //! `RESILVER_TEST_SEED=…`.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::{count_filled, fill};
-use crate::support::{Cluster, DEADLINE, Hold, Load, Memcached, Mix, Proxy, Rng, Shape, duration_or, seed, soaks};
+use crate::support::command::run;
+use crate::support::{Cluster, DEADLINE, Hold, Load, Memcached, Mix, Rng, Shape, duration_or, seed, soaks};
 
 const FILLER: usize = 5000;
 
@@ -69,13 +69,9 @@ fn choose(rng: &mut Rng) -> Fault {
 /// Every node is up, and every item on two of them: the proxy's word is held against each node's
 /// own memory.
 fn wait_healed(cluster: &Cluster) {
-    let output = Command::new(Proxy::binary())
-        .args(["wait", "--mirrored", "--proxy", &cluster.proxy.addr(), "--timeout"])
-        .arg(format!("{}s", 2 * DEADLINE.as_secs()))
-        .stdin(Stdio::null())
-        .output()
-        .expect("run resilver wait");
-    assert!(output.status.success(), "not healed: {}", String::from_utf8_lossy(&output.stderr));
+    let timeout = format!("{}s", 2 * DEADLINE.as_secs());
+    let (code, _, why) = run(&["wait", "--mirrored", "--proxy", &cluster.proxy.addr(), "--timeout", &timeout]);
+    assert_eq!(code, Some(0), "not healed: {why}");
 }
 
 fn flush(cluster: &Cluster, load: &Load) {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::status::run;
+use crate::support::command::run;
 
 /// What is typed, and some of what is offered: commands, flags, and values where these are words.
 const TYPED: [(&str, &[&str]); 6] = [

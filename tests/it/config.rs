@@ -1,9 +1,10 @@
 //! Settings from a file and from the environment, of a real process.
 
+use std::io::Read as _;
 use std::process::{Command, Stdio};
 
-use crate::status::run;
 use crate::supervised::Manager;
+use crate::support::command::{Running, ended, resilver, run};
 use crate::support::memcached::signal;
 use crate::support::port::Port;
 use crate::support::{Client, Cluster, DEADLINE, Memcached, Proxy, Shape, Stored, wait_until};
@@ -26,9 +27,8 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
     let (code, _, complaint) = run(&["check-config", text]);
     assert!(code == Some(64) && complaint.contains(&format!("{text}:3: timeouts: ")), "{complaint}");
     assert!(complaint.contains(&format!("{text}:4: prot: ")) && complaint.ends_with(": 2 faults\n"), "{complaint}");
-    let started = Command::new(Proxy::binary()).args(["--config", text]).output().expect("run resilver");
-    let why = String::from_utf8_lossy(&started.stderr).into_owned();
-    assert!(started.status.code() == Some(64) && why.contains(&format!("resilver: {text}:3: timeouts: ")), "{why}");
+    let (code, _, why) = run(&["--config", text]);
+    assert!(code == Some(64) && why.contains(&format!("resilver: {text}:3: timeouts: ")), "{why}");
     std::fs::write(&path, "server = [\"127.0.0.1:1\"]\nport = 23\n").expect("written");
     let (code, printed, _) = run(&["check-config", text]);
     assert_eq!((code, printed), (Some(0), format!("{text}: good: 1 primary, 0 backups, clients on 127.0.0.1:23\n")));
@@ -36,19 +36,17 @@ fn a_proxy_runs_with_the_settings_of_its_file_and_says_what_is_wrong_with_one() 
         [(&["check-config", "--defaults"][..], 1), (&["check-config", "--help"], 1), (&["--help"], 71), (&["-V"], 71)]
     {
         let full = std::fs::File::options().write(true).open("/dev/full").expect("a disk that is full");
-        let unwritten = Command::new(Proxy::binary()).args(line).stdout(full).output().expect("run it");
-        assert_eq!(unwritten.status.code(), Some(code), "{line:?}");
-        assert!(String::from_utf8_lossy(&unwritten.stderr).contains("cannot write the answer"), "{line:?}");
+        let unwritten = ended(resilver().args(line).stdout(full));
+        assert!(
+            unwritten.0 == Some(code) && unwritten.2.contains("cannot write the answer"),
+            "{line:?}: {unwritten:?}"
+        );
     }
     let (code, printed, _) = run(&["check-config", "--defaults"]);
     assert!(code == Some(0) && printed.contains("\n#leader-timeout = \"2s\"\n"), "{printed}");
     // The environment, too.
-    let wrong = Command::new(Proxy::binary())
-        .env(concat!("RESILVER", "_PORT"), "x")
-        .args(["-s", "a:1"])
-        .output()
-        .expect("run it");
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("resilver: RESILVER_PORT x: must be"));
+    let wrong = ended(resilver().env(concat!("RESILVER", "_PORT"), "x").args(["-s", "a:1"]));
+    assert!(wrong.2.contains("resilver: RESILVER_PORT x: must be"), "{wrong:?}");
 }
 
 /// A setting as `stats settings` shows it.
@@ -122,9 +120,7 @@ fn a_log_that_takes_long_to_open_keeps_nobody_else_waiting() {
     let mut cluster = Cluster::start_unmirrored(&Shape::new(1, 1).proxy(&["--config", &file]));
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("run mkfifo").success());
     write(&pipe);
-    let mut reload = Command::new(Proxy::binary());
-    reload.args(["reload", "--proxy", &socket]).stdout(Stdio::piped());
-    let reload = reload.spawn().expect("run it");
+    let mut reload = Running::start(resilver().args(["reload", "--proxy", &socket]).stdout(Stdio::piped()));
     let tasks = format!("/proc/{}/task", cluster.proxy.pid());
     wait_until("a thread waits for a reader", DEADLINE, || {
         let mut tasks = std::fs::read_dir(&tasks).expect("its threads").map_while(Result::ok);
@@ -132,8 +128,9 @@ fn a_log_that_takes_long_to_open_keeps_nobody_else_waiting() {
     });
     assert_eq!(run(&["status", "--proxy", &socket]).0, Some(0));
     let reader = std::fs::File::open(&pipe).expect("the pipe");
-    let output = reload.wait_with_output().expect("ended");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "reloaded: changed: log-file\n");
+    let mut printed = String::new();
+    reload.0.stdout.take().expect("its output").read_to_string(&mut printed).expect("text");
+    assert_eq!(printed, "reloaded: changed: log-file\n");
     assert!(cluster.proxy.stop().success());
     drop(reader);
 }
@@ -154,7 +151,7 @@ fn a_new_address_has_a_socket_for_each_worker_that_runs() {
         std::fs::write(&file, text).expect("written");
     };
     write(r#""127.0.0.1""#, 3);
-    let mut child = Command::new(Proxy::binary()).args(["--config", &file]).spawn().expect("started");
+    let proxy = Running::start(resilver().args(["--config", &file]));
     wait_until("it to listen", DEADLINE, || std::net::TcpStream::connect(own.addr()).is_ok());
     wait_until("its socket", DEADLINE, || run(&["wait", "--ready", "--proxy", &socket]).0 == Some(0));
     for (address, threads) in [("127.0.0.2", 1), ("127.0.0.3", 5)] {
@@ -163,8 +160,7 @@ fn a_new_address_has_a_socket_for_each_worker_that_runs() {
         assert_eq!(code, Some(0), "{complaint}");
         assert_eq!(sockets_at(&format!("{address}:{}", own.number)), 3, "{address}");
     }
-    signal(child.id(), "TERM");
-    assert!(child.wait().expect("ended").success());
+    assert!(proxy.end("TERM").success());
 }
 
 /// How many sockets listen there.
@@ -195,7 +191,7 @@ fn times_and_addresses_change_while_the_proxy_runs() {
         // Nobody notices a server that hangs for an hour.
         let slow = "timeout = \"1h\"\nleader-timeout = \"1h\"\nprobe-interval = \"1h\"\nprobe-timeout = \"1h\"\n";
         write(r#""127.0.0.1""#, slow);
-        let mut child = Command::new(Proxy::binary()).args(["--config", &file]).spawn().expect("started");
+        let proxy = Running::start(resilver().args(["--config", &file]));
         wait_until("it to listen", DEADLINE, || std::net::TcpStream::connect(own.addr()).is_ok());
         let mut client = Client::connect(&own.addr());
         wait_until("a write", DEADLINE, || client.set("k", b"v") == Ok(Stored::Stored));
@@ -224,8 +220,7 @@ fn times_and_addresses_change_while_the_proxy_runs() {
         let mut there = Client::connect(&format!("127.0.0.2:{}", own.number));
         assert_eq!(there.get("k").map(|item| item.map(|item| item.value)), Ok(Some(b"v".to_vec())));
         nodes[0].resume();
-        signal(child.id(), "TERM");
-        assert!(child.wait().expect("ended").success());
+        assert!(proxy.end("TERM").success());
     }
 }
 

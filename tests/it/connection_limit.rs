@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::status::run;
 use crate::support::cluster::{count_filled, fill};
+use crate::support::command::run;
 use crate::support::{Cluster, Shape, Stored, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -3,11 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::support::cluster::{count_filled, fill, filled};
+use crate::support::command::told;
 use crate::support::{Cluster, Memcached, Proxy, Shape, Stored, wait_until};
 
 /// This many of the large items fit into the smallest server: with `-m 4` one page of them.
@@ -15,10 +15,7 @@ const KEPT: usize = 20;
 
 /// Exit code of `resilver wait`, and everything it said.
 fn wait(proxy: &Proxy, timeout: &str) -> (Option<i32>, String) {
-    let mut command = Command::new(Proxy::binary());
-    command.args(["wait", "--mirrored", "--proxy", &proxy.addr(), "--timeout", timeout]).stdin(Stdio::null());
-    let Output { status, stdout, stderr } = command.output().expect("run resilver wait");
-    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+    told(&["wait", "--mirrored", "--proxy", &proxy.addr(), "--timeout", timeout])
 }
 
 fn copies_missing(cluster: &Cluster) -> u64 {

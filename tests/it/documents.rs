@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::command::{Running, resilver, run};
+
 const DOCUMENTS: [&str; 19] = [
     "README.md",
     "ARCHITECTURE.md",
@@ -133,6 +135,56 @@ fn imports_run_one_way() {
     assert!(backward.is_empty(), "these imports run back: {backward:?}");
 }
 
+/// The modules beside it that a file imports from: `use super::name::…`, and the same from the
+/// crate's root. `folder`: the path of the modules, from there.
+fn neighbours(code: &str, folder: &str) -> BTreeSet<String> {
+    let mut named = BTreeSet::new();
+    for import in code.split("use ").skip(1).filter_map(|rest| rest.split(';').next()) {
+        let import: String = import.split_whitespace().collect();
+        let Some(rest) = import.strip_prefix("super::").or(import.strip_prefix(folder)) else { continue };
+        let (mut depth, mut item) = (0, String::new());
+        for c in rest.strip_prefix('{').unwrap_or(rest).chars().chain([',']) {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            if c == ',' && depth <= 0 {
+                let module = std::mem::take(&mut item);
+                named.extend(module.split_once("::").map(|(module, _)| module.to_owned()));
+            } else {
+                item.push(c);
+            }
+        }
+    }
+    named
+}
+
+/// Of two files of one folder one may import from the other, and not both.
+#[test]
+fn no_two_neighbours_import_from_each_other() {
+    // What is left of a long get is a part of its pieces; a client's bounds, and what it has in
+    // flight.
+    const KNOWN: [&str; 2] = ["src/protocol: classic, request", "src/proxy: client, in_flight"];
+    let mut files = BTreeSet::new();
+    rust_files(&root().join("src"), &mut files);
+    files.retain(|file| !file.contains("test") && !file.contains("/walk") && !file.starts_with("src/simulation"));
+    let mut imports = BTreeSet::new();
+    for file in &files {
+        let module = file.trim_end_matches(".rs").trim_end_matches("/mod");
+        let Some((folder, name)) = module.rsplit_once('/').filter(|(folder, _)| *folder != "src") else { continue };
+        let text = read(file);
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines();
+        let code: Vec<&str> = code.filter(|line| !line.trim_start().starts_with("//")).collect();
+        let path = format!("crate::{}::", folder.trim_start_matches("src/").replace('/', "::"));
+        let named = neighbours(&code.join("\n"), &path);
+        imports.extend(named.into_iter().map(|other| (folder.to_owned(), name.to_owned(), other)));
+    }
+    let is_back = |(folder, one, other): &&(String, String, String)| {
+        one < other && imports.contains(&(folder.clone(), other.clone(), one.clone()))
+    };
+    let circles = imports.iter().filter(is_back);
+    let circles: Vec<String> = circles.map(|(folder, one, other)| format!("{folder}: {one}, {other}")).collect();
+    assert!(imports.len() > 250, "{} imports", imports.len());
+    assert_eq!(circles, KNOWN, "these import from each other");
+}
+
 #[test]
 fn the_names_in_the_architecture_exist() {
     let mut files = BTreeSet::new();
@@ -174,6 +226,39 @@ fn the_names_in_the_architecture_exist() {
         }
     }
     assert!(unknown.is_empty(), "ARCHITECTURE.md names what stands nowhere in the code: {unknown:?}");
+}
+
+/// Tests, functions and files of the documents that tell what protects what. `*` and `…` stand for
+/// any part of a name; a name of one word may be an operator's, and is not looked for.
+#[test]
+fn the_names_in_what_protects_what_exist() {
+    let mut files = BTreeSet::new();
+    ["src", "tests"].iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    let source: String = files.iter().map(|file| read(file)).collect();
+    let names: BTreeSet<&str> = source.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    let exists = |name: &str| match name.contains(['*', '…']) {
+        true => names.iter().any(|known| name.split(['*', '…']).all(|piece| known.contains(piece))),
+        false => names.contains(name),
+    };
+    let mut unknown = Vec::new();
+    for document in [
+        "docs/guarantees.md",
+        "docs/internals/connections.md",
+        "docs/internals/fleet-plan.md",
+        "docs/internals/lessons.md",
+        "docs/internals/testing.md",
+    ] {
+        let text = read(document);
+        for span in text.lines().flat_map(code_spans) {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '*' | '…');
+            let parts = span.split("::").filter(|part| part.contains('_') && !part.contains(':'));
+            let parts = parts.filter(|part| part.chars().any(|c| c.is_ascii_lowercase()));
+            if span.chars().all(is_name) && !parts.clone().all(exists) {
+                unknown.push(format!("{document}: {span}"));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "names that stand nowhere in the code: {unknown:#?}");
 }
 
 #[test]
@@ -257,8 +342,7 @@ fn flags(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_table_of_flags_is_the_help() {
-    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).arg("--help").output().unwrap();
-    let help = String::from_utf8(output.stdout).unwrap();
+    let help = run(&["--help"]).1;
     // An option's line begins with at most six blanks; its text is further to the right, and may
     // mention other flags.
     let defined: String = help
@@ -280,8 +364,7 @@ fn the_table_of_flags_is_the_help() {
 fn the_tables_of_the_other_commands_flags_are_their_help() {
     let all = [("wait", 6), ("ask", 2), ("status", 6), ("top", 5), ("key", 2), ("lead", 3), ("check-config", 2)];
     for (command, least) in all {
-        let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args([command, "--help"]).output().unwrap();
-        let help = String::from_utf8(output.stdout).unwrap();
+        let help = run(&[command, "--help"]).1;
         let defined: String = help
             .lines()
             .skip_while(|line| !line.starts_with("Options:"))
@@ -307,8 +390,7 @@ fn the_tables_of_the_other_commands_flags_are_their_help() {
 /// The defaults of the table, where `--help` states one in one word.
 #[test]
 fn the_defaults_are_those_of_the_help() {
-    let output = Command::new(env!("CARGO_BIN_EXE_resilver")).arg("--help").output().unwrap();
-    let help = String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let help = run(&["--help"]).1.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = read("docs/reference.md");
     let mut compared = 0;
     for row in section(&text, "## Flags").into_iter().filter(|line| line.starts_with("| `")) {
@@ -344,10 +426,8 @@ fn general_names(answer: &str) -> BTreeSet<String> {
 fn the_tables_of_statistics_are_the_answers() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let proxy = format!("127.0.0.1:{port}");
-    let mut daemon = Command::new(env!("CARGO_BIN_EXE_resilver"))
-        .args(["-p", &port.to_string(), "-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"])
-        .spawn()
-        .unwrap();
+    let servers = ["-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"];
+    let _daemon = Running::start(resilver().args(["-p", &port.to_string()]).args(servers));
     let begun = Instant::now();
     while TcpStream::connect(&proxy).is_err() {
         assert!(begun.elapsed() < Duration::from_secs(30), "the proxy does not listen");
@@ -355,12 +435,10 @@ fn the_tables_of_statistics_are_the_answers() {
     }
     let questions = ["resync status", "stats", "stats servers", "stats settings", "stats key some:key"];
     let answers = questions.map(|question| {
-        let ask = ["ask", "--proxy", &proxy].into_iter().chain(question.split(' '));
-        let output = Command::new(env!("CARGO_BIN_EXE_resilver")).args(ask).output().unwrap();
-        (question, output.status.success(), general_names(&String::from_utf8(output.stdout).unwrap()))
+        let ask: Vec<&str> = ["ask", "--proxy", &proxy].into_iter().chain(question.split(' ')).collect();
+        let (code, printed, _) = run(&ask);
+        (question, code == Some(0), general_names(&printed))
     });
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
     let text = read("docs/reference.md");
     for (question, answered, mut names) in answers {
         assert!(
@@ -391,11 +469,8 @@ fn the_tables_of_statistics_are_the_answers() {
 fn the_table_of_metrics_is_what_a_proxy_shows() {
     let [port, admin] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
     let admin = format!("127.0.0.1:{admin}");
-    let mut daemon = Command::new(env!("CARGO_BIN_EXE_resilver"))
-        .args(["-p", &port.to_string(), "-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"])
-        .args(["--admin", &admin])
-        .spawn()
-        .unwrap();
+    let servers = ["-s", "localhost:1", "-b", "127.0.0.1:2", "--log-file", "/dev/null"];
+    let _daemon = Running::start(resilver().args(["-p", &port.to_string(), "--admin", &admin]).args(servers));
     let begun = Instant::now();
     let text = loop {
         let mut answer = String::new();
@@ -409,8 +484,6 @@ fn the_table_of_metrics_is_what_a_proxy_shows() {
         assert!(begun.elapsed() < Duration::from_secs(30), "no metrics: {answer}");
         std::thread::sleep(Duration::from_millis(10));
     };
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let shown: BTreeSet<&str> = types.filter_map(|line| line.split(' ').next()).collect();
     let document = read("docs/monitoring.md");

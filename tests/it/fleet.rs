@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::command::{ended, resilver};
 use crate::support::fleet::{FENCED, LEASE, args, asked_for, get, said, shown};
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Etcd, Failure, Fleet, Proxy, Rng, Stored, duration_or, seed, wait_until};
@@ -203,9 +204,8 @@ fn without_etcd_nobody_is_replaced_and_the_active_proxy_goes_on_when_it_is_back(
     assert!(status.1.contains("is a standby that does not reach the active proxy"), "{status:?}");
     let socket = dir.path().join(format!("{at}"));
     for command in ["reload", "resync"] {
-        let refused = Command::new(Proxy::binary()).arg(command).arg("--proxy").arg(&socket).output().expect("run");
-        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(!refused.status.success() && why.contains("this proxy is suspended: its lease is over"), "{why}");
+        let (code, _, why) = ended(resilver().arg(command).arg("--proxy").arg(&socket));
+        assert!(code != Some(0) && why.contains("this proxy is suspended: its lease is over"), "{why}");
     }
     // With the reason, after --takeover-wait.
     let refused = there.set("k", b"unknown").unwrap_err();
@@ -407,12 +407,10 @@ fn the_operator_hands_over_and_no_slow_client_keeps_the_others_waiting() {
 
 /// The process ends at once, and says why.
 fn refused(args: &[String]) -> String {
-    let mut command = Command::new(Proxy::binary());
     let port = Port::reserve();
-    command.args(["-l", "127.0.0.1", "-p", &port.number.to_string()]);
-    let output = command.args(args).output().unwrap();
-    assert_eq!(output.status.code(), Some(71), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stderr).unwrap()
+    let (code, _, why) = ended(resilver().args(["-l", "127.0.0.1", "-p", &port.number.to_string()]).args(args));
+    assert_eq!(code, Some(71), "{why}");
+    why
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! A fleet of two releases that follow each other. (There is one yet: `src/later.rs` plays the
 //! next.)
 
-use std::process::Command;
-
+use crate::support::command::{ended, resilver};
 use crate::support::fleet::{args, get, shown, while_clients_count};
 use crate::support::port::Port;
 use crate::support::{Client, DEADLINE, Fleet, Proxy, Stored, wait_until};
@@ -17,11 +16,11 @@ fn knocks(fleet: &Fleet, variables: &[(&str, &str)]) -> String {
     let port = Port::reserve();
     let over = args("x", &fleet.primaries, &fleet.backups, &[]);
     let over = over.iter().skip_while(|arg| *arg != "-s");
-    let mut command = Command::new(Proxy::binary());
+    let mut command = resilver();
     command.args(["-l", "127.0.0.1", "-p", &port.number.to_string(), "--leave-fleet"]).args(over);
-    let output = command.envs(variables.iter().copied()).output().expect("run");
-    assert!(!output.status.success());
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    let (code, _, why) = ended(command.envs(variables.iter().copied()));
+    assert_ne!(code, Some(0));
+    why
 }
 
 /// From this release to the next, and back: each is active once while the other passes on what its

@@ -3,13 +3,14 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::status::{run, says};
+use crate::status::says;
+use crate::support::client::Stored;
 use crate::support::cluster::fill;
-use crate::support::memcached::signal;
-use crate::support::{Cluster, Proxy, Shape, wait_until};
+use crate::support::command::{Running, ended, resilver, run};
+use crate::support::{Cluster, Shape, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -217,15 +218,29 @@ fn a_key_is_found_on_both_servers() {
     assert!(text.contains(&format!("! {backup} could not be asked: ")) && text.contains("not known whether"), "{text}");
 }
 
+/// Its value is in no answer that the proxy passes on, and both servers were said to be unknown.
+#[test]
+fn a_key_with_a_large_value_is_compared_by_its_size() {
+    let shape = Shape::new(1, 1).nodes(&["-I", "16m", "-m", "128"]).proxy(&["--item-size-max", "16m"]);
+    let cluster = Cluster::start(&shape);
+    let value = vec![b'a'; 5_000_000];
+    assert_eq!(cluster.client().set("large", &value), Ok(Stored::Stored));
+    let key = || run(&["key", "large", "--proxy", &cluster.proxy.addr()]);
+    let (code, text, complaint) = key();
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{text}");
+    assert!(text.matches("an item  5000000").count() == 2 && text.contains("are not compared"), "{text}");
+    // Somebody has written past the proxy.
+    assert_eq!(cluster.backups[0].client().set("large", &value[1..]), Ok(Stored::Stored));
+    wait_until("it to differ", DEADLINE, || key().0 == Some(1));
+}
+
 #[test]
 fn top_shows_what_is_asked_between_two_looks() {
     let cluster = Cluster::start(&Shape::new(1, 1));
-    let mut child = Command::new(Proxy::binary())
-        .args(["top", "--every=100ms", "--batch", "--proxy", &cluster.proxy.addr()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("run resilver top");
-    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    let addr = cluster.proxy.addr();
+    let mut top =
+        Running::start(resilver().args(["top", "--every=100ms", "--batch", "--proxy", &addr]).stdout(Stdio::piped()));
+    let mut lines = BufReader::new(top.0.stdout.take().expect("its output")).lines().map_while(Result::ok);
     let mut client = cluster.client();
     let mut next = |begins: &str| {
         fill(&mut client, "k", 50, 10);
@@ -237,8 +252,7 @@ fn top_shows_what_is_asked_between_two_looks() {
     assert!(set.split_whitespace().nth(1).is_some_and(|rate| rate != "0") && set.contains("ms"), "{set}");
     let server = next(&cluster.primaries[0].addr());
     assert!(server.contains("  primary  up  "), "{server}");
-    signal(child.id(), "INT");
-    child.wait().expect("it ends");
+    top.end("INT");
     let (code, once, complaint) = run(&["top", "--once", "--every=100ms", "--proxy", &cluster.proxy.addr()]);
     assert_eq!((code, complaint.as_str(), once.matches("resilver ").count()), (Some(0), "", 1), "{once}");
 
@@ -247,10 +261,8 @@ fn top_shows_what_is_asked_between_two_looks() {
         [&["top", "--once", "--every=100ms"][..], &["status"], &["status", "--check"], &["key", "k"], &["stats"]]
     {
         let full = std::fs::File::options().write(true).open("/dev/full").expect("a device that is full");
-        let mut child = Command::new(Proxy::binary());
-        child.args(command).args(["--proxy", &cluster.proxy.addr()]).stdout(full).stderr(Stdio::piped());
-        let ended = child.output().expect("run resilver");
-        let complaint = String::from_utf8_lossy(&ended.stderr);
-        assert!(!ended.status.success() && complaint.contains("cannot write the answer: "), "{command:?}: {complaint}");
+        let (code, _, complaint) =
+            ended(resilver().args(command).args(["--proxy", &cluster.proxy.addr()]).stdout(full));
+        assert!(code != Some(0) && complaint.contains("cannot write the answer: "), "{command:?}: {complaint}");
     }
 }

@@ -2,14 +2,13 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 
 use serde_json::Value;
 
 use crate::admin::{check_metrics, get, series};
-use crate::status::run;
 use crate::supervised::Manager;
 use crate::support::cluster::{count_filled, fill};
+use crate::support::command::{Running, ended, resilver, run};
 use crate::support::memcached::signal;
 use crate::support::port::Port;
 use crate::support::rings::read_node;
@@ -402,10 +401,10 @@ fn a_file_is_read_again_as_a_whole_and_each_pool_takes_its_part() {
 fn a_pool_that_cannot_begin_is_named_and_nothing_is_served() {
     let (ByHand { dir, nodes, far, file, .. }, manager) = (ByHand::new(), Manager::new());
     let start = || {
-        let mut command = Command::new(Proxy::binary());
+        let mut command = resilver();
         manager.watches(command.args(["--config", &file]));
-        let output = command.output().expect("run resilver");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let (code, _, said) = ended(&mut command);
+        (code, said)
     };
     let taken = std::net::TcpListener::bind(far.addr()).expect("a port");
     let (code, said) = start();
@@ -465,18 +464,18 @@ fn where_one_pool_does_not_answer_the_process_is_not_ready_and_no_pool_takes_new
 #[test]
 fn a_service_manager_hears_of_all_pools() {
     let (by_hand, manager) = (ByHand::new(), Manager::new());
-    let mut command = Command::new(Proxy::binary());
+    let mut command = resilver();
     manager.watches(command.args(["--config", &by_hand.file]));
-    let mut proxy = command.spawn().expect("started");
+    let mut proxy = Running::start(&mut command);
     manager.hears("READY=1");
     let mut said = manager.hears("STATUS=near MIRRORED: ");
     while !said.contains("; far MIRRORED: ") {
         said = manager.hears("STATUS=near MIRRORED: ");
     }
     assert!(said.contains("WATCHDOG=1"), "{said}");
-    signal(proxy.id(), "TERM");
+    signal(proxy.0.id(), "TERM");
     manager.hears("STOPPING=1");
-    assert!(proxy.wait().expect("ended").success());
+    assert!(proxy.0.wait().expect("ended").success());
 }
 
 #[test]

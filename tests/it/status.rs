@@ -3,24 +3,16 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support::cluster::fill;
+use crate::support::command::{Running, resilver, run};
 use crate::support::memcached::signal;
 use crate::support::port::Port;
-use crate::support::{Cluster, Memcached, Proxy, Shape, wait_until};
+use crate::support::{Cluster, Memcached, Shape, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Exit code, what it printed, what it complained of.
-pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(Proxy::binary());
-    command.args(arguments).stdin(Stdio::null());
-    let Output { status, stdout, stderr } = command.output().expect("run resilver");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    (status.code(), text(stdout), text(stderr))
-}
 
 fn status(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String, String) {
     run(&[&["status", "--proxy", &cluster.proxy.addr()], arguments].concat())
@@ -198,26 +190,13 @@ fn who_cannot_be_asked_is_unknown_to_a_monitor_and_named_with_what_to_do() {
 #[test]
 fn watched_it_is_shown_again_and_again() {
     let cluster = Cluster::start(&Shape::new(1, 1));
-    let mut child = Command::new(Proxy::binary())
-        .args(["status", "--watch=50ms", "--proxy", &cluster.proxy.addr()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("run resilver status");
-    let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let addr = cluster.proxy.addr();
+    let mut watch =
+        Running::start(resilver().args(["status", "--watch=50ms", "--proxy", &addr]).stdout(Stdio::piped()));
+    let lines = BufReader::new(watch.0.stdout.take().expect("its output")).lines();
     let words = lines.map_while(Result::ok).filter(|line| line.starts_with("MIRRORED  "));
     assert_eq!(words.take(3).count(), 3);
-    signal(child.id(), "INT");
-    child.wait().expect("it ends");
-}
-
-/// Killed when dropped.
-struct Killed(std::process::Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    watch.end("INT");
 }
 
 /// It answers nothing else then, and nobody is told that its process hangs.
@@ -225,13 +204,10 @@ impl Drop for Killed {
 fn a_standby_without_an_active_proxy_says_so() {
     let nodes = [(); 2].map(|()| Memcached::start(&[]));
     let (port, nobody) = (Port::reserve(), Port::reserve());
-    let standby = Command::new(Proxy::binary())
-        .args(["-p", &port.number.to_string(), "-s", &nodes[0].addr(), "-b", &nodes[1].addr()])
-        .args(["--coordinate", &format!("etcd://{}/x", nobody.addr())])
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("started");
-    let _standby = Killed(standby);
+    let mut standby = resilver();
+    standby.args(["-p", &port.number.to_string(), "-s", &nodes[0].addr(), "-b", &nodes[1].addr()]);
+    standby.args(["--coordinate", &format!("etcd://{}/x", nobody.addr())]).stderr(Stdio::null());
+    let _standby = Running::start(&mut standby);
     let mut told = String::new();
     wait_until("it to be told", DEADLINE, || {
         let (code, _, complaint) = run(&["status", "--proxy", &port.addr()]);

@@ -1,19 +1,16 @@
 //! `resilver wait --mirrored` over real clusters, and what it is for: a rolling restart that loses
 //! nothing.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::cluster::{count_filled, fill};
+use crate::support::command::told;
 use crate::support::{Cluster, Load, Memcached, Mix, Proxy, Shape, seed, wait_until};
 
 /// Exit code and everything it said.
 fn wait(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
-    let addr = cluster.proxy.addr();
-    let mut command = Command::new(Proxy::binary());
-    command.args(["wait", "--mirrored", "--proxy", &addr]).args(arguments).stdin(Stdio::null());
-    let Output { status, stdout, stderr } = command.output().expect("run resilver wait");
-    (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
+    told(&[&["wait", "--mirrored", "--proxy", &cluster.proxy.addr()], arguments].concat())
 }
 
 #[test]
@@ -24,9 +21,8 @@ fn wait_ends_when_everything_is_mirrored_and_names_what_is_not() {
     fill(&mut cluster.client(), "k", 1000, 50);
     assert_eq!(wait(&cluster, &[]), (Some(0), "mirrored\n".into()));
     assert_eq!(wait(&cluster, &["--proxy", &socket, "--timeout", "1m"]).0, Some(2), "--proxy twice");
-    let over_socket =
-        Command::new(Proxy::binary()).args(["wait", "--mirrored", "--proxy", &socket]).output().expect("run");
-    assert_eq!(over_socket.status.code(), Some(0), "{over_socket:?}");
+    let over_socket = told(&["wait", "--mirrored", "--proxy", &socket]);
+    assert_eq!(over_socket.0, Some(0), "{over_socket:?}");
 
     let (dead, backup) = (cluster.primaries[1].addr(), cluster.backups[0].addr());
     cluster.primaries[1].kill();

@@ -11,7 +11,7 @@ use crate::backend::deadline::by;
 use crate::backend::marker::{self, FleetMark, Pending, Record, RingMark, Session};
 use crate::backend::sight::Sight;
 use crate::backend::{Batch, Effect, NodeError, Pipe};
-use crate::ids::{Incarnation, PairId, SessionId};
+use crate::ids::{AddressNumber, Incarnation, PairId, SessionId};
 use crate::protocol::clock;
 use crate::protocol::expiry::Offset;
 use crate::protocol::node;
@@ -25,8 +25,8 @@ const MAX_PAIRS: usize = 128 * 128;
 /// What a node says of itself and what the proxy has written on it.
 #[derive(Clone, Debug, Default)]
 pub struct NodeView {
-    /// At which of the node's addresses it was seen ([`life`](crate::backend::Dial::life)).
-    pub life: u64,
+    /// At which of the node's addresses it was seen ([`address`](crate::backend::Dial::address)).
+    pub address: AddressNumber,
     /// The connection that it was read on, and so the process.
     pub connection: ConnectionId,
     /// The incarnation marker.
@@ -135,8 +135,8 @@ impl NodeControl {
     /// Reads all there is to know; the records of pairs `0..pairs`.
     pub async fn view(&self, pairs: usize) -> Result<NodeView, NodeError> {
         self.connected(async |connection, deadline| {
-            let (life, id) = (connection.pipe.life(), connection.id);
-            let mut view = NodeView { life, connection: id, cas_enabled: true, ..NodeView::default() };
+            let (address, id) = (connection.pipe.address(), connection.id);
+            let mut view = NodeView { address, connection: id, cas_enabled: true, ..NodeView::default() };
             for (name, value) in connection.pipe.stats("", deadline).await? {
                 let number = || value.parse::<u64>().unwrap_or(0);
                 match name.as_str() {

@@ -1,5 +1,6 @@
 //! A pipe over a stream in memory, in virtual time.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};

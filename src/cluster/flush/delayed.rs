@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::marker::Pending;
-use crate::cluster::ask::Asker;
+use crate::cluster::asker::Asker;
 
 /// Kept at once, one for each second; more are refused. They stand in one small item on every node.
 const MAX: usize = 64;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::marker::{self, Fact, Pending, Record};
 use crate::backend::{Drain, Flushed, MarkError, NewName};
-use crate::ids::{Incarnation, NodeId, PairId};
+use crate::ids::{AddressNumber, Incarnation, NodeId, PairId};
 use crate::lease;
 use crate::pair::FillEvent;
 use crate::pair::{self, Gate, Loss, Reason, State};
@@ -29,7 +29,7 @@ use crate::protocol::expiry;
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::rules::{Rule, holds};
 
-use crate::cluster::ask::Asker;
+use crate::cluster::asker::Asker;
 use crate::cluster::nodes::{reason_of, reason_of_mark};
 use crate::cluster::probes::{AWAITED_REPORTS, told_while_awaited};
 use crate::cluster::{Cluster, Internal, RECORD_RETRY};
@@ -268,12 +268,12 @@ impl Cluster {
                     let _ = internal.send(Internal::Flushed { node, name, result: Ok(flushed), drain: None });
                 }
                 Err((error, drain)) => {
-                    let life = drain.as_ref().map(Drain::life);
-                    let _ = internal.send(Internal::Flushed { node, name, result: Err(error), drain: life });
+                    let address = drain.as_ref().map(Drain::address);
+                    let _ = internal.send(Internal::Flushed { node, name, result: Err(error), drain: address });
                     if let Some(drain) = drain {
-                        let life = drain.life();
+                        let address = drain.address();
                         let end = drain.await;
-                        let _ = internal.send(Internal::DrainDone { node, life, end });
+                        let _ = internal.send(Internal::DrainDone { node, address, end });
                     }
                 }
             }
@@ -363,9 +363,9 @@ impl Cluster {
         node: NodeId,
         name: Option<Incarnation>,
         result: Result<Flushed, MarkError>,
-        drain: Option<u64>,
+        drain: Option<AddressNumber>,
     ) {
-        if drain == Some(self.address_life(node)) {
+        if drain == Some(self.address_number(node)) {
             self.nodes[node.index()].drains += 1;
             self.changed(node);
         }
@@ -411,7 +411,7 @@ impl Cluster {
         let run = &mut self.nodes[node.index()];
         run.incarnation = Some(name);
         if used {
-            run.life += 1;
+            run.life = run.life.next();
             self.allow(node);
         }
     }

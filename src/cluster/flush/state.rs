@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedRwLockWriteGuard;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::ask::Asker;
+use crate::cluster::asker::Asker;
 use crate::ids::{NodeId, PairId};
 use crate::protocol::answer;
 

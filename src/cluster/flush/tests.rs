@@ -39,7 +39,7 @@ async fn the_name_that_a_flush_gives_is_no_other_memory() {
     cluster.flushed(NODE, Some(name), Ok(Flushed::Done), None);
     assert_eq!(cluster.nodes[NODE.index()].incarnation, Some(name));
     assert!(told(&mut cluster, life), "told before the worker knew the name");
-    assert!(!told(&mut cluster, life + 1), "told of another name than this");
+    assert!(!told(&mut cluster, life.next()), "told of another name than this");
 }
 
 /// Two flushes, and the first is executed once more, late: it puts its own markers back. It is
@@ -168,7 +168,7 @@ async fn a_flush_that_may_have_reached_nobody_is_not_called_done() {
         cluster.settle();
         for node in [NODE, NodeId(1)].into_iter().filter(|&node| cluster.flush.awaits(node)).collect::<Vec<_>>() {
             let late = MarkError::Node(crate::backend::NodeError::Timeout);
-            cluster.flushed(node, None, Err(late), Some(cluster.address_life(node)));
+            cluster.flushed(node, None, Err(late), Some(cluster.address_number(node)));
         }
         cluster.settle();
     }

@@ -9,9 +9,8 @@ use crate::pair::{self, Reason, State};
 use crate::resync::Fill;
 
 use super::Cluster;
-use super::jobs::JobRun;
 
-pub(super) use state::{Failed, Refills};
+pub(super) use state::{Failed, JobRun, LastJob, Refills};
 
 /// What is due about a node's copies.
 #[derive(Clone, PartialEq, Eq, Debug)]

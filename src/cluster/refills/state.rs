@@ -1,16 +1,62 @@
 //! The refills of one node: what is wanted, what is under way, how the last one went, and when the
 //! next try is due. It decides nothing about pairs, and begins nothing.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::jobs::{JobRun, LastJob};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
 use crate::cluster::unread::Unread;
-use crate::resync::Fill;
+use crate::ids::{NodeId, PairId};
+use crate::resync::{Fill, Progress};
 
 /// After a resync that failed the next try waits this long, doubling.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// At most this long.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// A resync under way.
+pub(in crate::cluster) struct JobRun {
+    pub(in crate::cluster) serial: u64,
+    pub(in crate::cluster) pairs: Vec<(PairId, NodeId)>,
+    pub(in crate::cluster) fill: Fill,
+    pub(in crate::cluster) cancel: CancellationToken,
+    pub(in crate::cluster) progress: Arc<Progress>,
+    /// It only empties the node for pairs of which no copy is left.
+    pub(in crate::cluster) purge_only: bool,
+    /// Pairs that were led by one node alone under it, since it began or since it emptied its node
+    /// of them: what that holds has missed writes, however well the job ends.
+    pub(in crate::cluster) overtaken: BTreeSet<PairId>,
+    /// The job waits for its pairs to be Recovering.
+    pub(in crate::cluster) go: Option<oneshot::Sender<bool>>,
+    pub(in crate::cluster) by_operator: bool,
+}
+
+impl JobRun {
+    pub(in crate::cluster) fn fills(&self, pair: PairId) -> bool {
+        self.pairs.iter().any(|(p, _)| *p == pair)
+    }
+
+    /// Ends it for the sake of pairs that it does not fill.
+    pub(in crate::cluster) fn yield_to_others(&self) {
+        self.cancel.cancel();
+    }
+
+    pub(in crate::cluster) fn is_told_to_end(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+}
+
+/// How the last resync of a node went.
+pub(in crate::cluster) struct LastJob {
+    pub(in crate::cluster) fill: Fill,
+    pub(in crate::cluster) progress: Arc<Progress>,
+    pub(in crate::cluster) elapsed: Duration,
+    /// `done`, or why it ended.
+    pub(in crate::cluster) end: &'static str,
+}
 
 #[derive(Default)]
 pub(in crate::cluster) struct Refills {

@@ -9,8 +9,7 @@ mod table;
 use crate::backend::marker::{Fact, Record};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
-use crate::pair::{self, Gate, Reason, State};
-use crate::pair::{CutOff, FillEvent};
+use crate::pair::{self, CutOff, FillEvent, Gate, Reason, State};
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
@@ -300,8 +299,13 @@ impl Cluster {
             (!run.health.is_up()).then_some(run.reason).filter(|reason| *reason != Reason::None)
         };
         match state {
-            // What answers is recorded as out of date, and what is in sync does not answer.
-            State::Dark { in_sync: Some(_), .. } => Reason::StaleAlone,
+            // What answers is recorded as out of date, and what is in sync does not answer. Where
+            // neither does, why that one does not.
+            State::Dark { in_sync: Some(full), .. } => {
+                let other = self.node_at(pair, full.other());
+                let silent = !self.nodes[other.index()].health.is_up();
+                away(full).filter(|_| silent).unwrap_or(Reason::StaleAlone)
+            }
             // What answers is out of date, and nothing that is not is left.
             State::Dark { in_sync: None, .. } if !waits => Reason::MarkerStale,
             State::Dark { in_sync: None, .. } => {
@@ -310,5 +314,23 @@ impl Cluster {
             State::Degraded { leader } => away(leader.other()).unwrap_or(Reason::Starting),
             State::Mirrored | State::Recovering { .. } => Reason::Starting,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::alone::alone;
+
+    /// It was called the reason also where no server had answered.
+    #[tokio::test(start_paused = true)]
+    async fn only_a_server_that_answers_is_out_of_date_alone() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
+        let dark = State::Dark { in_sync: Some(Place::Backup), fallback: None };
+        cluster.nodes.iter_mut().for_each(|node| node.reason = Reason::Refused);
+        assert_eq!(cluster.reason_at_start(PairId(0), dark, false), Reason::Refused);
+        let now = cluster.now();
+        cluster.nodes[0].health.back(now);
+        assert_eq!(cluster.reason_at_start(PairId(0), dark, false), Reason::StaleAlone);
     }
 }

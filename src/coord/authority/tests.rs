@@ -1,3 +1,5 @@
+//! The authority of one proxy, event by event; `walk` has all orders of several.
+
 use super::*;
 use crate::ids::{Epoch, PairId, Place};
 

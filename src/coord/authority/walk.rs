@@ -6,6 +6,9 @@
 //! Times are kept relative to each proxy's present moment, heartbeats and revisions renamed in
 //! their order, so that the states are finitely many.
 
+mod normal;
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
@@ -65,6 +68,9 @@ impl Course {
 
 /// What a step does to the world.
 type Change<'a> = dyn Fn(&mut World) -> Result<(), String> + 'a;
+
+/// Takes what may happen, by its name.
+type Step<'a> = &'a mut dyn FnMut(String, &Change<'_>);
 
 /// Whether a rule was missed.
 type Missed<'a> = &'a dyn Fn(&Walked) -> bool;
@@ -211,166 +217,6 @@ impl World {
         Swapped::Done(self.register.revision)
     }
 
-    /// All that can happen next.
-    fn steps(&self, course: &Course) -> Vec<(String, Result<World, String>)> {
-        let mut steps = Vec::new();
-        let mut step = |name: String, change: &Change<'_>| {
-            let mut next = self.clone();
-            let done = change(&mut next);
-            steps.push((name, done.map(|()| next)));
-        };
-        // All is prompt where nothing but the register's absence is in question.
-        let (here, prompt) = (self.away != Some(true) && self.down == 0, self.away.is_some());
-        let lose = self.unheard > 0 && !prompt;
-        for (i, party) in self.parties.iter().enumerate() {
-            if party.authority.role == Role::Over && party.late.is_none() {
-                continue;
-            }
-            if !party.ticked {
-                step(format!("{i} turns"), &|w| {
-                    w.parties[i].ticked = true;
-                    w.tell(i, Event::Tick { turned: Boot(NOW) })
-                });
-            }
-            match &party.way {
-                Some(Way::Read) => {
-                    if here {
-                        step(format!("{i} reads"), &|w| {
-                            w.parties[i].way = None;
-                            let seen = w.register.clone();
-                            w.tell(i, Event::Read(Some(seen)))
-                        });
-                    }
-                    if !here || lose {
-                        step(format!("{i} reads in vain"), &|w| {
-                            w.unheard -= u8::from(here);
-                            w.parties[i].way = None;
-                            w.tell(i, Event::Read(None))
-                        });
-                    }
-                }
-                Some(Way::Swap(seen, new)) => {
-                    if here {
-                        step(format!("{i}'s swap is made, or refused"), &|w| {
-                            w.parties[i].way = Some(Way::Back(w.swap(seen, new)));
-                            Ok(())
-                        });
-                    }
-                    if !here || lose {
-                        step(format!("{i} hears nothing of its swap, which may come late"), &|w| {
-                            w.unheard -= u8::from(here);
-                            let late = (!prompt).then(|| (seen.clone(), new.clone()));
-                            (w.parties[i].way, w.parties[i].late) = (None, late);
-                            w.tell(i, Event::Swapped(Swapped::Unknown))
-                        });
-                    }
-                }
-                Some(Way::Back(back)) => {
-                    step(format!("{i} hears of its swap: {back:?}"), &|w| {
-                        w.parties[i].way = None;
-                        w.tell(i, Event::Swapped(back.clone()))
-                    });
-                    if lose {
-                        step(format!("{i} hears nothing of its swap: {back:?}"), &|w| {
-                            w.unheard -= 1;
-                            w.parties[i].way = None;
-                            w.tell(i, Event::Swapped(Swapped::Unknown))
-                        });
-                    }
-                }
-                None => {}
-            }
-            if let Some((seen, new)) = party.late.as_ref().filter(|_| here) {
-                step(format!("{i}'s late swap is made, or refused"), &|w| {
-                    w.parties[i].late = None;
-                    w.swap(seen, new);
-                    Ok(())
-                });
-            }
-            if let Some(generation) = party.marks.filter(|_| party.authority.acts(Boot(NOW))) {
-                step(format!("{i} marks the servers"), &|w| {
-                    w.parties[i].marks = None;
-                    if w.mark.0 > generation {
-                        let highest = w.mark.0;
-                        return w.tell(i, Event::Marked(highest, String::new()));
-                    }
-                    w.mark = (generation, Some(Holder(i as u64)), true);
-                    Ok(())
-                });
-            }
-            if course.leaves && i == 0 && party.authority.acts(Boot(NOW)) && !party.leaving && party.marks.is_none() {
-                step("0 has stopped".into(), &|w| {
-                    w.parties[0].leaving = true;
-                    if w.mark.1 == Some(Holder(0)) {
-                        w.mark.2 = false;
-                    }
-                    w.tell(0, Event::Stopped)
-                });
-            }
-        }
-        self.steps_of_others(course, &mut step);
-        steps
-    }
-
-    /// What happens to time and to the register.
-    fn steps_of_others(&self, course: &Course, step: &mut dyn FnMut(String, &Change<'_>)) {
-        let stable = self.away.is_some();
-        // All is prompt where only the register is away: no time passes while anything is due.
-        let due = |party: &Party| {
-            party.authority.role != Role::Over && (!party.ticked || party.way.is_some() || party.marks.is_some())
-        };
-        if !(stable && self.parties.iter().any(due)) {
-            step("time".into(), &|w| {
-                w.pass(None);
-                Ok(())
-            });
-            for (i, party) in self.parties.iter().enumerate() {
-                if course.drift && party.steady >= LEASE {
-                    step(format!("time, of which {i}'s clock sees nothing"), &|w| {
-                        w.pass(Some(i));
-                        Ok(())
-                    });
-                }
-            }
-        }
-        // For everybody alike: between two turns of each.
-        if let Some(away) = self.away.filter(|_| self.parties.iter().all(|party| !party.ticked)) {
-            step(format!("the register is away: {}", !away), &|w| {
-                w.away = Some(!away);
-                Ok(())
-            });
-        }
-        if !self.emptied && self.register != EMPTY {
-            step("the register has lost its memory".into(), &|w| {
-                (w.register, w.emptied) = (EMPTY, true);
-                Ok(())
-            });
-        }
-        match &self.backup {
-            _ if self.restored => {}
-            None => step("a backup is made".into(), &|w| {
-                w.backup = Some(w.register.clone());
-                Ok(())
-            }),
-            Some(backup) if self.down == 0 && *backup != self.register => {
-                let ticks = course.restored.unwrap_or_default();
-                step("the register is stopped, to be restored from the backup".into(), &|w| {
-                    w.down = ticks;
-                    // What was under way to it is not made by what is restored.
-                    for i in 0..w.parties.len() {
-                        w.parties[i].late = None;
-                        if let Some(Way::Swap(..)) = &w.parties[i].way {
-                            w.parties[i].way = None;
-                            w.tell(i, Event::Swapped(Swapped::Unknown))?;
-                        }
-                    }
-                    Ok(())
-                });
-            }
-            Some(_) => {}
-        }
-    }
-
     /// A tick of all clocks but one's.
     fn pass(&mut self, but: Option<usize>) {
         for (i, party) in self.parties.iter_mut().enumerate() {
@@ -403,121 +249,6 @@ impl World {
             return Some(format!("{i} acts with generation {} after {} has acted", generation(*i), self.mark.0));
         }
         (acting.len() > 1).then(|| format!("{acting:?} act at once"))
-    }
-
-    /// The same, with heartbeats and revisions renamed in their order.
-    fn normal(mut self) -> World {
-        let mut beats: BTreeMap<Holder, BTreeSet<u64>> = BTreeMap::new();
-        let mut revisions = BTreeSet::from([0]);
-        self.each_seen(&mut |seen| {
-            revisions.insert(seen.revision);
-        });
-        self.each_record(&mut |record| {
-            beats.entry(record.holder).or_default().insert(record.heartbeat);
-        });
-        for (i, party) in self.parties.iter_mut().enumerate() {
-            let beats = beats.entry(Holder(i as u64)).or_default();
-            party.authority.each_ask(&mut |ask| {
-                beats.insert(ask.heartbeat);
-            });
-        }
-        let rank = |set: &BTreeSet<u64>, value: u64| set.range(..value).count() as u64;
-        self.each_seen(&mut |seen| seen.revision = rank(&revisions, seen.revision));
-        self.each_record(&mut |record| record.heartbeat = 1 + rank(&beats[&record.holder], record.heartbeat));
-        for (i, party) in self.parties.iter_mut().enumerate() {
-            let beats = &beats[&Holder(i as u64)];
-            party.authority.each_ask(&mut |ask| ask.heartbeat = 1 + rank(beats, ask.heartbeat));
-            party.authority.asked = beats.len() as u64;
-        }
-        self
-    }
-
-    fn each_seen(&mut self, f: &mut dyn FnMut(&mut Seen)) {
-        f(&mut self.register);
-        self.backup.iter_mut().for_each(&mut *f);
-        for party in &mut self.parties {
-            party.late.iter_mut().for_each(|(seen, _)| f(seen));
-            match &mut party.way {
-                Some(Way::Swap(seen, _)) => f(seen),
-                Some(Way::Back(Swapped::Done(revision))) => {
-                    let mut seen = Seen { revision: *revision, value: Value::Absent };
-                    f(&mut seen);
-                    *revision = seen.revision;
-                }
-                _ => {}
-            }
-            match &mut party.authority.role {
-                Role::Standby { sight: Some(sight), .. } => f(&mut sight.seen),
-                Role::Active(active) => f(&mut active.seen),
-                _ => {}
-            }
-        }
-    }
-
-    fn each_record(&mut self, f: &mut dyn FnMut(&mut Record)) {
-        self.each_seen(&mut |seen| {
-            if let Value::Record(record) = &mut seen.value {
-                f(record);
-            }
-        });
-        for party in &mut self.parties {
-            party.late.iter_mut().for_each(|(_, new)| f(new));
-            if let Some(Way::Swap(_, new)) = &mut party.way {
-                f(new);
-            }
-            if let Some(Request::Swap { new, .. }) = &mut party.authority.request {
-                f(new);
-            }
-            if let Role::Active(active) = &mut party.authority.role {
-                f(&mut active.record);
-            }
-        }
-    }
-}
-
-impl Authority {
-    /// So many ticks pass: all moments are so much longer ago.
-    fn age(&mut self, ticks: u64) {
-        let old = |moment: &mut Boot| moment.0 = moment.0.saturating_sub(ticks).max(NOW - LONG);
-        match &mut self.request {
-            // Longer than a lease ago is as good as a lease ago.
-            Some(Request::Read { asked } | Request::Swap { ask: Ask { asked, .. }, .. }) => {
-                old(asked);
-                asked.0 = asked.0.max(NOW - LEASE);
-            }
-            Some(Request::Survey | Request::Marks) | None => {}
-        }
-        match &mut self.role {
-            Role::Standby { sight, claims } => {
-                sight.iter_mut().for_each(|sight| {
-                    old(&mut sight.since);
-                    old(&mut sight.answered);
-                    sight.since.0 = sight.since.0.max(NOW - LEASE - 1);
-                    sight.answered.0 = sight.answered.0.max(NOW - 2);
-                });
-                claims.iter_mut().for_each(|ask| old(&mut ask.asked));
-                claims.retain(|ask| NOW - ask.asked.0 < LEASE);
-            }
-            Role::Active(active) => {
-                old(&mut active.until);
-                active.until.0 = active.until.0.max(NOW);
-                active.last = Boot(NOW - 1);
-                active.unknown.iter_mut().for_each(|ask| old(&mut ask.asked));
-                active.unknown.retain(|ask| NOW - ask.asked.0 < LEASE);
-            }
-            Role::Over => {}
-        }
-    }
-
-    fn each_ask(&mut self, f: &mut dyn FnMut(&mut Ask)) {
-        if let Some(Request::Swap { ask, .. }) = &mut self.request {
-            f(ask);
-        }
-        match &mut self.role {
-            Role::Standby { claims, .. } => claims.iter_mut().for_each(f),
-            Role::Active(active) => active.unknown.iter_mut().for_each(f),
-            Role::Over => {}
-        }
     }
 }
 

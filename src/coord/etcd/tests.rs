@@ -1,3 +1,5 @@
+//! An etcd for real, one that says what a test wants, and members that do not answer.
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::path::Path;

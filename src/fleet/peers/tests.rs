@@ -1,3 +1,5 @@
+//! Callers of the peer listener: welcome, not welcome, and no proxies at all.
+
 use super::*;
 use crate::config::{CommandLine, Host as Machine};
 use crate::fleet::standbys::Fitness;

@@ -1,6 +1,8 @@
 //! Where answers end, however they come. PURE.
 
-use super::requests::opcode;
+use crate::protocol::binary::{HEADER_LEN, Header, MAGIC_RESPONSE, Opcode};
+use crate::protocol::number::parse_u64;
+use crate::protocol::whole::{Next, next_after};
 
 /// Where answers end.
 #[derive(Debug, Default)]
@@ -31,7 +33,7 @@ impl Default for At {
 pub(super) enum End {
     Text(Said),
     NoOp,
-    Binary { opcode: u8, opaque: [u8; 4] },
+    Binary { opcode: Opcode, opaque: [u8; 4] },
 }
 
 /// What an answer's words tell of what it answers.
@@ -70,7 +72,7 @@ impl Answers {
             let rest = &input[taken..];
             self.begun = true;
             match &mut self.at {
-                At::Line(head) if head.is_empty() && rest[0] == 0x81 => self.at = At::Header(Vec::new()),
+                At::Line(head) if head.is_empty() && rest[0] == MAGIC_RESPONSE => self.at = At::Header(Vec::new()),
                 At::Line(head) => {
                     let end = memchr::memchr(b'\n', rest).map(|end| end + 1);
                     let piece = &rest[..end.unwrap_or(rest.len())];
@@ -98,20 +100,16 @@ impl Answers {
                     }
                 }
                 At::Header(head) => {
-                    let n = rest.len().min(24 - head.len());
+                    let n = rest.len().min(HEADER_LEN - head.len());
                     head.extend_from_slice(&rest[..n]);
                     taken += n;
-                    let [_, opcode, k0, k1, _, _, _, _, b0, b1, b2, b3, o0, o1, o2, o3, ..] = head[..] else {
-                        continue;
-                    };
-                    if head.len() < 24 {
-                        continue;
-                    }
-                    let body = u32::from_be_bytes([b0, b1, b2, b3]) as usize;
-                    let more = opcode == opcode::STAT && (k0, k1) != (0, 0);
-                    let end = (!more).then_some(End::Binary { opcode, opaque: [o0, o1, o2, o3] });
-                    self.at = if body > 0 { At::Value { left: body, end } } else { At::default() };
-                    if body == 0 && end.is_some() {
+                    let Some(head) = head.first_chunk::<HEADER_LEN>() else { continue };
+                    let Header { opcode, key_len, body_len, opaque, .. } = Header::read(head);
+                    // Of statistics the last answer alone has no key.
+                    let more = opcode.is_stat() && key_len > 0;
+                    let end = (!more).then_some(End::Binary { opcode, opaque });
+                    self.at = if body_len > 0 { At::Value { left: body_len, end } } else { At::default() };
+                    if body_len == 0 && end.is_some() {
                         self.begun = false;
                         return (taken, end);
                     }
@@ -124,24 +122,29 @@ impl Answers {
 
 /// What follows a line, and what is over with it.
 fn after(line: &[u8]) -> (At, Option<End>) {
-    let text = String::from_utf8_lossy(line);
-    let words: Vec<&str> = text.split_ascii_whitespace().collect();
-    let value = |at: usize, end| {
-        let length = words.get(at).and_then(|length| length.parse::<usize>().ok());
-        (length.map_or_else(At::default, |length| At::Value { left: length + 2, end }), None)
-    };
-    match words.first().copied().unwrap_or_default() {
-        "VALUE" => value(3, None),
-        "VA" => value(1, Some(End::Text(Said::Found))),
-        "STAT" | "ITEM" | "PREFIX" | "mg" => (At::default(), None),
-        word if word.starts_with("key=") => (At::default(), None),
-        "MN" => (At::default(), Some(End::NoOp)),
-        "HD" => (At::default(), Some(End::Text(Said::Found))),
-        "END" | "STORED" | "NOT_STORED" | "EXISTS" | "NOT_FOUND" | "DELETED" | "TOUCHED" | "OK" | "VERSION" | "EN" => {
-            (At::default(), Some(End::Text(Said::Aloud)))
+    let line = line.trim_ascii_end();
+    match next_after(line) {
+        Next::Line => (At::default(), None),
+        Next::Value { len, last } => (At::Value { left: len, end: last.then_some(End::Text(Said::Found)) }, None),
+        Next::Nothing if first_word(line) == b"MN" => (At::default(), Some(End::NoOp)),
+        Next::Nothing => (At::default(), Some(End::Text(Said::by(line)))),
+    }
+}
+
+fn first_word(line: &[u8]) -> &[u8] {
+    line.split(u8::is_ascii_whitespace).next().unwrap_or_default()
+}
+
+impl Said {
+    /// By the last line of an answer that ends with it.
+    fn by(line: &[u8]) -> Said {
+        match first_word(line) {
+            b"HD" => Said::Found,
+            b"END" | b"STORED" | b"NOT_STORED" | b"EXISTS" | b"NOT_FOUND" | b"DELETED" | b"TOUCHED" | b"OK"
+            | b"VERSION" | b"EN" => Said::Aloud,
+            number if parse_u64(number).is_some() => Said::Aloud,
+            _ => Said::Other,
         }
-        number if number.parse::<u64>().is_ok() => (At::default(), Some(End::Text(Said::Aloud))),
-        _ => (At::default(), Some(End::Text(Said::Other))),
     }
 }
 
@@ -152,7 +155,7 @@ mod tests {
     /// However they are cut.
     #[test]
     fn answers_end_where_memcached_ends_them() {
-        let answers: [&[u8]; 10] = [
+        let answers: [&[u8]; 12] = [
             b"VALUE a 0 7\r\nx\r\nEND\r\r\nVALUE b 0 0 9\r\n\r\nEND\r\n",
             b"END\r\n",
             b"VA 5 t-1\r\nHD\r\n1\r\n",
@@ -160,6 +163,8 @@ mod tests {
             b"STORED\r\n",
             b"STAT a 1\r\nSTAT b 2\r\nEND\r\n",
             b"key=a exp=1\r\nkey=b exp=2\r\nEND\r\n",
+            b"mg a\r\nmg b\r\nEN\r\n",
+            b"ITEM a [5 b; 0 s]\r\nEND\r\n",
             b"SERVER_ERROR it is late\r\n",
             b"12\r\n",
             b"EN\r\n",
@@ -204,7 +209,7 @@ mod tests {
                     ends.extend(end);
                 }
             }
-            let named = |opcode, last| End::Binary { opcode, opaque: [0, 0, 0, last] };
+            let named = |code, last| End::Binary { opcode: Opcode(code), opaque: [0, 0, 0, last] };
             assert_eq!(ends, [named(0x10, 1), named(0, 2)], "in pieces of {size}");
             assert!(!parser.is_begun());
         }

@@ -12,6 +12,7 @@ use tokio::io::Ready;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::fleet::over::Over;
 use crate::fleet::peers::{self, Purpose, Unreached};
 use crate::fleet::stream;
 use crate::ids::Generation;
@@ -20,7 +21,7 @@ use crate::server::Stream;
 
 use super::answers::Answers;
 use super::requests::Owed;
-use super::{Over, Relay, Target};
+use super::{Relay, Target};
 
 /// At a planned change a connection is given up after `IDLE` without motion, or after `LEAVING` in
 /// all, if its client is to blame, or if it is unknown what the client is owed.
@@ -87,7 +88,7 @@ pub(super) struct Former {
 }
 
 impl Relay {
-    /// Goes by where the active proxy is now.
+    /// Takes note of where the active proxy is now.
     pub(super) fn follow_target(&mut self) -> Result<(), Over> {
         let target = self.target.borrow_and_update().clone();
         if let Some(Link { generation, .. }) = &self.link {
@@ -170,8 +171,8 @@ impl Relay {
     fn drain_link(&mut self) -> Result<(), Over> {
         self.leaving.get_or_insert_with(Instant::now);
         if self.given_up_at().is_some_and(|at| Instant::now() >= at) {
-            // All other clients would wait for this one. Its proxy ends: what of its requests was
-            // made before that is made before anything of the next one's.
+            // All other clients would wait for this one. Its proxy ends before the next one begins,
+            // so nothing that was sent on it is executed later.
             return self.link_ended(Ending::Planned).map_err(|_| Over::Planned);
         }
         if self.opaque || self.left > 0 {
@@ -205,7 +206,7 @@ impl Relay {
         (self.shared.hurry)();
         self.to_link.clear();
         let over = match ending {
-            // All is answered: it was asked to end so.
+            // It was asked to close once all was answered.
             Ending::Closed if self.half_closed => Over::Left,
             // What was asked last may have been to close it.
             Ending::Closed if self.opaque => Over::ByActive,
@@ -229,7 +230,7 @@ impl Relay {
             }
         }
         self.owed = kept;
-        // The rest of what was begun is not sent to anybody.
+        // The rest of a request that was passed on in part goes nowhere.
         self.dropped = std::mem::take(&mut self.left);
         (self.answers, self.asks) = (Answers::default(), false);
         self.held.clear();
@@ -237,7 +238,7 @@ impl Relay {
         Ok(())
     }
 
-    /// What it was ready for.
+    /// Writes and reads what the socket is ready for.
     pub(super) fn move_link(&mut self, ready: Ready) -> io::Result<()> {
         let Some(Link { stream, .. }) = &self.link else { return Ok(()) };
         if ready.is_writable() && !self.to_link.is_empty() {
@@ -266,7 +267,7 @@ impl Relay {
     }
 }
 
-/// Whether it has ended, and not only its time.
+/// `true`: it has ended; `false`: its time is over.
 pub(super) async fn ended(former: Option<&Former>) -> bool {
     match former {
         Some(Former { stream, until: Some(until), .. }) => {

@@ -9,7 +9,6 @@
 mod admitted;
 mod answers;
 mod link;
-mod over;
 mod requests;
 mod settle;
 
@@ -29,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ids::Generation;
 use crate::protocol::answer::{TOO_MANY, server_error};
+use crate::protocol::binary::MAGIC_REQUEST;
 use crate::protocol::dialect::Dialect;
 use crate::protocol::out::OutQueue;
 use crate::protocol::outcome::{Outcome, Refusal};
@@ -36,22 +36,23 @@ use crate::reload::Reload;
 use crate::report::statistics::{PATIENCE, Statistics};
 use crate::server::Stream;
 
+use super::over::Over;
 use super::peers::Caller;
 use super::shown::Shown;
 use super::stream::{interest, is_ended_there, ready};
 use admitted::Admission;
 use answers::Answers;
 use link::{DIAL_PAUSE, Dialling, Ending, Former, Link, dialled, ended};
-pub(super) use over::Ends;
-use over::Over;
 use requests::{Head, Owed, head, statistics};
 
-/// Bytes that are held of a client, each way, and requests that are owed an answer.
+/// Most bytes that are buffered for a client in each direction, and most of its requests that are
+/// unanswered.
 const HELD: usize = 64 << 10;
 const OWED_MAX: usize = 2048;
-/// How long it is looked for what a client has sent before the end: more than no time.
+/// How long this proxy, when it ends, waits for input that a client has sent already. Not zero: a
+/// socket that was just accepted becomes readable with the runtime's next poll.
 const LOOK: Duration = Duration::from_millis(2);
-/// Reads that are kept to be asked again stand among so many.
+/// A read is kept, to be sent again, if fewer requests than this are unanswered before it.
 const KEPT_AMONG: usize = 32;
 
 /// Where requests go.
@@ -81,7 +82,7 @@ pub(super) struct Shared {
     pub(super) links: TaskTracker,
     /// What people are shown of this proxy.
     pub(super) shown: Arc<Shown>,
-    /// A new active proxy is waited for.
+    /// Called while clients wait for an active proxy: this one then looks for it at once.
     pub(super) hurry: Box<dyn Fn() + Send + Sync>,
     /// What `stats proxy` says.
     pub(super) show: Box<dyn Fn() -> Bytes + Send + Sync>,
@@ -92,7 +93,7 @@ pub(super) struct Shared {
 /// Serves a client until it leaves or is sent away. With `reload` it is an operator, who may have
 /// the settings read again.
 pub(super) fn serve(mut client: Stream, shared: Arc<Shared>, reload: Option<Arc<Reload>>) -> impl Future<Output = ()> {
-    // Now: who waits for all clients to be served waits for this one.
+    // Before the first poll: whoever waits until all clients are served waits for this one too.
     let counted = shared.clients.token();
     let admission = Admission::of(shared.clients.len(), shared.max_clients);
     async move {
@@ -133,7 +134,7 @@ struct Relay {
     /// it is owed for them is unknown.
     opaque: bool,
     dialect: Dialect,
-    /// The client sends nothing more, or nothing more that it sends is read.
+    /// Nothing more is read from the client: it has closed its half, or this proxy ends.
     finished: bool,
     /// Nothing more is read because this proxy ends.
     ends: bool,
@@ -212,7 +213,7 @@ impl Relay {
         let _ = tokio::time::timeout(Duration::from_secs(1), last).await;
     }
 
-    /// Tells the client why it is closed, unless half of an answer stands before that.
+    /// Tells the client why it is closed, unless it has received a part of an answer.
     fn say_why(&mut self, why: Over) {
         if self.opaque || self.is_amid_answer() {
             return;
@@ -220,17 +221,16 @@ impl Relay {
         let Some(words) = why.last_words() else { return };
         let mut out = OutQueue::default();
         self.dialect.unasked().write(Outcome::Refused(Refusal::Server(words)), &mut out);
-        // Short words are in one.
+        // A short text is in one piece.
         self.to_client.extend_from_slice(out.one_piece().unwrap_or_default());
     }
 
-    /// Whether the client is owed nothing that can still come, and nothing of a request is half
-    /// passed on.
+    /// Whether no answer can still come, and no request was passed on in part.
     fn is_quiet(&self) -> bool {
         !self.opaque && self.left == 0 && self.to_link.is_empty() && self.is_owed_nothing()
     }
 
-    /// Whether all that was asked before is answered: what this proxy says itself stands behind it.
+    /// Whether all earlier requests are answered, so that an answer of this proxy's own may follow.
     fn is_owed_nothing(&self) -> bool {
         self.reloading.is_none() && self.owed.iter().all(|owed| *owed == Owed::Nothing)
     }
@@ -253,7 +253,8 @@ impl Relay {
         let wakes = self.wakes();
         let over = self.shared.over.clone();
         tokio::select! {
-            // A seed of the simulation has one course. Each has a bound.
+            // Always in this order, so that a seed of the simulation has one course. Each branch is
+            // bounded, so none starves the others.
             biased;
             changed = self.target.changed() => changed.map_err(|_| Over::Shutdown)?,
             () = over.cancelled(), if !over.is_cancelled() => {}
@@ -295,7 +296,7 @@ impl Relay {
         Ok(())
     }
 
-    /// When this is to look again, whatever else happens.
+    /// When to look again if nothing else happens.
     fn wakes(&self) -> Option<Instant> {
         let soon = (self.waits.is_some() && self.dialling.is_none()).then(|| Instant::now() + DIAL_PAUSE / 2);
         let answered = self.target.borrow().silent && self.awaits && self.link.is_some();
@@ -311,7 +312,7 @@ impl Relay {
     fn finish(&mut self) -> Result<(), Over> {
         let own = !self.opaque && self.left == 0 && matches!(self.next(), Head::OfProxy { .. } | Head::Reload { .. });
         if self.reloading.is_some() || own && self.to_client.len() >= HELD {
-            // This proxy tells it itself, once it is known, or there is room.
+            // This proxy answers it itself, once it knows the answer or has room for it.
             return Ok(());
         }
         if self.link.is_none() && self.dialling.is_none() {
@@ -354,7 +355,7 @@ impl Relay {
         statistics(&self.input).filter(|_| is_next && !self.opaque && self.to_client.len() < HELD)
     }
 
-    /// No active proxy is reached, and who asks for statistics has waited long enough: this one
+    /// No active proxy is reached, and a client has waited long enough for statistics: this proxy
     /// says what it knows.
     fn tell_statistics(&mut self, why: &str) {
         while let (Some(asked), Head::Request { bytes, .. }) = (self.asks_for_statistics(), self.head()) {
@@ -389,7 +390,8 @@ impl Relay {
                     match owed {
                         Owed::Nothing => {}
                         Owed::Answer | Owed::NoOp | Owed::Read(_) => self.owed.push_back(Owed::Told(told.clone())),
-                        // What is told here is not in its words, or might be taken for another's.
+                        // An error in text is not understood there, or might be taken for the
+                        // answer to another request.
                         _ => return Err(Over::NoneActive),
                     }
                     self.dropped = bytes;
@@ -414,7 +416,7 @@ impl Relay {
     }
 
     fn head(&self) -> Head {
-        let is_binary = self.input.first() == Some(&requests::MAGIC);
+        let is_binary = self.input.first() == Some(&MAGIC_REQUEST);
         if !self.input.is_empty() && self.dialect == (if is_binary { Dialect::Text } else { Dialect::Binary }) {
             // A connection has one protocol: the active proxy says so, and closes it.
             return Head::Opaque;
@@ -425,8 +427,8 @@ impl Relay {
         }
     }
 
-    /// What is to be passed on next. A request that fits is passed on as a whole: of a client that
-    /// sends half of one nothing is under way.
+    /// What is to be passed on next. A request that fits into the buffer is passed on whole, so
+    /// that a client that stops in the middle of one has nothing under way.
     fn next(&self) -> Head {
         match self.head() {
             Head::Request { bytes, .. } if bytes > self.input.len() && bytes <= HELD => Head::Part,
@@ -453,7 +455,7 @@ impl Relay {
             match self.next() {
                 Head::Part => break,
                 Head::OfProxy { bytes } => {
-                    // Who asks for much and reads nothing waits.
+                    // A client that asks a lot and does not read has to wait.
                     if !self.is_owed_nothing() || self.to_client.len() >= HELD {
                         self.ask_behind();
                         break;
@@ -536,9 +538,8 @@ impl Relay {
         }
     }
 
-    /// This proxy ends: what the client has sent by now is answered yet, as by an active one.
+    /// This proxy ends: what the client has sent so far is still answered, as by an active proxy.
     async fn read_last(&mut self) -> Result<(), Over> {
-        // What a socket that was just accepted holds is known after the runtime's next look.
         let ready = tokio::time::timeout(LOOK, self.client.ready(Interest::READABLE)).await;
         let mut goes_on = ready.is_ok();
         while goes_on && self.input.len() < HELD {

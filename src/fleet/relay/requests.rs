@@ -8,14 +8,15 @@
 
 use bytes::Bytes;
 
+use crate::protocol::binary::{HEADER_LEN, Header, MAGIC_REQUEST, Opcode};
 use crate::report::statistics::Statistics;
 use crate::rules::{Rule, holds};
 
-/// A line that is longer is not looked at. (As much as is held of a client: who waited for one byte
-/// more would wait for ever.)
+/// A longer line is not parsed. As much as is buffered for a client (`HELD`): a longer one would
+/// never be there as a whole.
 const LINE_MAX: usize = 64 << 10;
 
-/// Reads up to so long are kept, to be asked again.
+/// Reads of at most so many bytes are kept, to be sent again.
 const KEPT_MAX: usize = 2 << 10;
 
 /// What a client is owed for one request.
@@ -30,11 +31,11 @@ pub(super) enum Owed {
     /// An answer or none, as it turns out (`q`). Of a change (no `mg`) it is never told that it was
     /// made.
     Perhaps { reads: bool },
-    /// `MN`, which nothing else is answered with: what was asked before is over by then.
+    /// `MN`, which answers nothing else: by then all earlier requests are done.
     NoOp,
-    /// The same for the binary protocol, which names what is answered.
-    Named { opcode: u8, opaque: [u8; 4], quiet: bool },
-    /// The answer to this proxy's own question behind requests that may get none: it is dropped.
+    /// The same of the binary protocol, which names what is answered.
+    Named { opcode: Opcode, opaque: [u8; 4], quiet: bool },
+    /// The answer to this proxy's own no-op behind requests that may get none: no client gets it.
     Own,
     /// This, in the place of an answer that does not come.
     Told(Bytes),
@@ -62,13 +63,10 @@ pub(super) enum Head {
     Opaque,
 }
 
-/// What each request of the binary protocol begins with.
-pub(super) const MAGIC: u8 = 0x80;
-
 pub(super) fn head(input: &[u8]) -> Head {
     match input.first() {
         None => Head::Part,
-        Some(&MAGIC) => binary(input),
+        Some(&MAGIC_REQUEST) => binary(input),
         Some(_) => match memchr::memchr(b'\n', input) {
             Some(end) => line(&input[..=end]),
             None if input.len() >= LINE_MAX => Head::Opaque,
@@ -91,31 +89,19 @@ pub(super) fn is_for_operators(input: &[u8]) -> bool {
         let mut words = line.split(u8::is_ascii_whitespace);
         words.next().is_some_and(|word| WORDS.contains(&word))
     };
-    input.first() != Some(&MAGIC) && input.len() <= LINE_MAX && lines.all(is_one)
-}
-
-/// Commands of the binary protocol that are treated apart.
-pub(super) mod opcode {
-    pub(in crate::fleet::relay) const QUIT: u8 = 0x07;
-    pub(in crate::fleet::relay) const NOOP: u8 = 0x0a;
-    pub(in crate::fleet::relay) const STAT: u8 = 0x10;
-    pub(in crate::fleet::relay) const QUITQ: u8 = 0x17;
+    input.first() != Some(&MAGIC_REQUEST) && input.len() <= LINE_MAX && lines.all(is_one)
 }
 
 fn binary(input: &[u8]) -> Head {
-    let Some(header) = input.first_chunk::<24>() else { return Head::Part };
-    let [_, code, k0, k1, extras, .., b0, b1, b2, b3, o0, o1, o2, o3, _, _, _, _, _, _, _, _] = *header;
-    let body = u32::from_be_bytes([b0, b1, b2, b3]) as usize;
-    if usize::from(u16::from_be_bytes([k0, k1])) + usize::from(extras) > body {
-        // The active proxy says so, and closes the connection.
+    let Some(header) = input.first_chunk::<HEADER_LEN>() else { return Head::Part };
+    let header = Header::read(header);
+    // A body that its key does not fit in: the active proxy says so, and closes the connection.
+    if header.opcode.is_quit() || !header.fits() {
         return Head::Opaque;
     }
-    let quiet = matches!(code, 0x09 | 0x0d | 0x11..=0x16 | 0x18..=0x1a | 0x1e | 0x24);
-    // Of `stat` the last answer alone has no key.
-    match code {
-        opcode::QUIT | opcode::QUITQ => Head::Opaque,
-        _ => Head::Request { bytes: 24 + body, owed: Owed::Named { opcode: code, opaque: [o0, o1, o2, o3], quiet } },
-    }
+    let Header { opcode, body_len, opaque, .. } = header;
+    let quiet = opcode.is_quiet();
+    Head::Request { bytes: HEADER_LEN + body_len, owed: Owed::Named { opcode, opaque, quiet } }
 }
 
 /// What may be followed by a value, or by anything, or ends the connection.
@@ -241,7 +227,7 @@ mod tests {
         ] {
             assert_eq!(is_for_operators(said.as_bytes()), is, "{said}");
         }
-        assert!(!is_for_operators(&[MAGIC]));
+        assert!(!is_for_operators(&[MAGIC_REQUEST]));
         assert_eq!(head(b"reload\r\n"), Head::Reload { bytes: 8 });
         assert_eq!((head(b""), head(b"get a")), (Head::Part, Head::Part));
         assert_eq!((head(&vec![b'a'; LINE_MAX - 1]), head(&vec![b'a'; LINE_MAX])), (Head::Part, Head::Opaque));
@@ -252,7 +238,7 @@ mod tests {
             packet
         };
         for (code, quiet) in [(0x00, false), (0x09, true), (0x11, true), (0x0a, false), (0x24, true)] {
-            assert_eq!(owed(&get(code)), Some(Owed::Named { opcode: code, opaque: [0, 0, 0, 7], quiet }));
+            assert_eq!(owed(&get(code)), Some(Owed::Named { opcode: Opcode(code), opaque: [0, 0, 0, 7], quiet }));
         }
         assert_eq!((head(&get(0x07)), head(&get(0)[..23])), (Head::Opaque, Head::Part));
         let mut wrong = get(0);

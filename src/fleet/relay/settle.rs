@@ -4,11 +4,12 @@
 //! none to a quiet one, or by one to a no-op. Where the client asks none, and this proxy has to
 //! know, it asks one itself, and keeps the answer: it holds back what may be the beginning of that.
 
+use crate::protocol::binary::{HEADER_LEN, MAGIC_REQUEST, Opcode};
 use crate::protocol::node;
 
 use super::Relay;
 use super::answers::{End, Said};
-use super::requests::{MAGIC, Owed, opcode};
+use super::requests::Owed;
 
 #[cfg(test)]
 #[path = "settle_tests.rs"]
@@ -16,9 +17,9 @@ mod tests;
 
 /// A no-op of this proxy's own in the binary protocol, and what comes back with its answer.
 const OPAQUE: [u8; 4] = *b"own?";
-const BINARY_NOOP: [u8; 24] = {
-    let mut packet = [0; 24];
-    (packet[0], packet[1]) = (MAGIC, opcode::NOOP);
+const BINARY_NOOP: [u8; HEADER_LEN] = {
+    let mut packet = [0; HEADER_LEN];
+    (packet[0], packet[1]) = (MAGIC_REQUEST, Opcode::NOOP.0);
     let mut at = 0;
     while at < OPAQUE.len() {
         packet[12 + at] = OPAQUE[at];
@@ -97,10 +98,10 @@ impl Relay {
     fn is_own(&self, end: End) -> bool {
         let answers_no_op = match end {
             End::NoOp => true,
-            End::Binary { opcode, opaque } => (opcode, opaque) == (opcode::NOOP, OPAQUE),
+            End::Binary { opcode, opaque } => (opcode, opaque) == (Opcode::NOOP, OPAQUE),
             End::Text(_) => false,
         };
-        let no_op = |owed: &&Owed| matches!(owed, Owed::NoOp | Owed::Own | Owed::Named { opcode: opcode::NOOP, .. });
+        let no_op = |owed: &&Owed| matches!(owed, Owed::NoOp | Owed::Own | Owed::Named { opcode: Opcode::NOOP, .. });
         self.asks && answers_no_op && self.owed.iter().find(no_op) == Some(&Owed::Own)
     }
 
@@ -132,11 +133,11 @@ impl Relay {
         self.opaque = true;
     }
 
-    fn binary_ended(&mut self, opcode: u8, opaque: [u8; 4]) {
+    fn binary_ended(&mut self, opcode: Opcode, opaque: [u8; 4]) {
         while let Some(owed) = self.owed.front() {
             let (asked, quiet) = match *owed {
                 Owed::Named { opcode, opaque, quiet } => ((opcode, opaque), quiet),
-                Owed::Own => ((opcode::NOOP, OPAQUE), false),
+                Owed::Own => ((Opcode::NOOP, OPAQUE), false),
                 _ => break,
             };
             let found = asked == (opcode, opaque);

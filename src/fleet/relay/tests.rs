@@ -1,3 +1,5 @@
+//! Clients of a standby, before active proxies that hand over, fall silent or say what they like.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;

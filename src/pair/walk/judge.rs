@@ -93,28 +93,7 @@ pub(super) fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: 
     let aborts_expected = matches!((before.state, event), (State::Recovering { .. }, Event::Lost(..)));
     assert_eq!(aborts == 1, aborts_expected, "rule 4: {}", told());
     for effect in effects {
-        let fits = match *effect {
-            Effect::Close { .. } | Effect::AbortResync => true,
-            Effect::Open => match event {
-                Event::Closed => before.gate == Gate::Closing && after.state.leader().is_none(),
-                Event::Recorded => before.gate == Gate::Recording,
-                Event::Drained(clean) => before.gate == Gate::Draining && (!clean || before.foreign),
-                _ => false,
-            },
-            Effect::RecordAlone { on } => event == Event::Closed && after.state == State::Degraded { leader: on },
-            Effect::RecordFilling { on } => {
-                event == Event::Closed && after.state == State::Recovering { leader: on.other() }
-            }
-            Effect::RecordSync { follower } => match event {
-                // Whoever was filled is recorded first: cut short, the newest record then names a
-                // node that is full.
-                Event::Drained(true) => before.state == State::Recovering { leader: follower.other() },
-                Event::Closed => after.state == State::Mirrored,
-                _ => false,
-            },
-            Effect::FinishCopies => event == Event::Closed && before.handing_back && after.gate == Gate::Draining,
-        };
-        assert!(fits, "rule 6: {}", told());
+        assert!(fits(*effect, event, before, after), "rule 6: {}", told());
         if matches!(effect, Effect::RecordAlone { .. } | Effect::RecordFilling { .. } | Effect::RecordSync { .. }) {
             assert_eq!(after.gate, Gate::Recording, "rule 4: {}", told());
         }
@@ -129,5 +108,30 @@ pub(super) fn judge_effects(before: &Pair, after: &Pair, event: Event, effects: 
     }
     if after.gate == Gate::Open && before.gate != Gate::Open {
         assert_eq!(effects, [Effect::Open], "rule 4: {}", told());
+    }
+}
+
+/// Whether an event may ask for this.
+fn fits(effect: Effect, event: Event, before: &Pair, after: &Pair) -> bool {
+    match effect {
+        Effect::Close { .. } | Effect::AbortResync => true,
+        Effect::Open => match event {
+            Event::Closed => before.gate == Gate::Closing && after.state.leader().is_none(),
+            Event::Recorded => before.gate == Gate::Recording,
+            Event::Drained(clean) => before.gate == Gate::Draining && (!clean || before.foreign),
+            _ => false,
+        },
+        Effect::RecordAlone { on } => event == Event::Closed && after.state == State::Degraded { leader: on },
+        Effect::RecordFilling { on } => {
+            event == Event::Closed && after.state == State::Recovering { leader: on.other() }
+        }
+        Effect::RecordSync { follower } => match event {
+            // Whoever was filled is recorded first: cut short, the newest record then names a
+            // node that is full.
+            Event::Drained(true) => before.state == State::Recovering { leader: follower.other() },
+            Event::Closed => after.state == State::Mirrored,
+            _ => false,
+        },
+        Effect::FinishCopies => event == Event::Closed && before.handing_back && after.gate == Gate::Draining,
     }
 }

@@ -245,6 +245,27 @@ impl World {
         if let (Some(led), true) = (&mut self.led, before.term != after.term) {
             led.1 = true;
         }
+        self.carry_out(&before, effects);
+        if !matches!(self.pair.state, State::Recovering { .. }) && before.state != self.pair.state {
+            self.job = None;
+        }
+        if !matches!(self.pair.state, State::Dark { .. }) {
+            self.stopped = None;
+        }
+        if let Some(follower) = orphaned
+            && !job
+        {
+            // Nobody is at work there, whose end would tell: it has made every write.
+            self.apply(Event::Undone(follower));
+            if let Event::Lost(_, Loss::MemoryGone, _) = event {
+                self.apply(event);
+            }
+        }
+        self.judge_present(told);
+    }
+
+    /// What an event asks for.
+    fn carry_out(&mut self, before: &Pair, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Close { void } => {
@@ -272,24 +293,13 @@ impl World {
                 }
                 Effect::Open => self.opened(),
                 Effect::RecordAlone { .. } | Effect::RecordFilling { .. } | Effect::RecordSync { .. } => {}
-                Effect::FinishCopies => assert!(self.job.is_some(), "{}: nobody copies", told()),
+                Effect::FinishCopies => assert!(self.job.is_some(), "nobody copies: {before:?}"),
             }
         }
-        if !matches!(self.pair.state, State::Recovering { .. }) && before.state != self.pair.state {
-            self.job = None;
-        }
-        if !matches!(self.pair.state, State::Dark { .. }) {
-            self.stopped = None;
-        }
-        if let Some(follower) = orphaned
-            && !job
-        {
-            // Nobody is at work there, whose end would tell: it has made every write.
-            self.apply(Event::Undone(follower));
-            if let Event::Lost(_, Loss::MemoryGone, _) = event {
-                self.apply(event);
-            }
-        }
+    }
+
+    /// What holds after any event. `told`: which it was.
+    fn judge_present(&self, told: impl Fn() -> String) {
         if self.plan.is_adopting() && self.pair.gate == Gate::Open {
             let State::Recovering { leader } = self.pair.state else { panic!("rule 13: nobody adopts: {self:?}") };
             assert!(

@@ -4,7 +4,8 @@ use super::super::out::OutQueue;
 
 /// The first byte of a request, which no text command begins with.
 pub const MAGIC_REQUEST: u8 = 0x80;
-const MAGIC_RESPONSE: u8 = 0x81;
+/// That of an answer.
+pub(crate) const MAGIC_RESPONSE: u8 = 0x81;
 
 pub const HEADER_LEN: usize = 24;
 
@@ -37,6 +38,8 @@ pub(super) enum Verb {
 }
 
 impl Opcode {
+    pub(crate) const NOOP: Opcode = Opcode(0x0a);
+
     /// `None`: memcached 1.6.18 does not know it.
     pub(super) fn verb(self) -> Option<Verb> {
         Some(match self.0 {
@@ -65,6 +68,14 @@ impl Opcode {
     /// Nothing is said of a read that finds nothing, nor of anything else that is done.
     pub fn is_quiet(self) -> bool {
         matches!(self.0, 0x09 | 0x0d | 0x11..=0x1a | 0x1e | 0x24)
+    }
+
+    pub(crate) fn is_quit(self) -> bool {
+        self.verb() == Some(Verb::Quit)
+    }
+
+    pub(crate) fn is_stat(self) -> bool {
+        self.verb() == Some(Verb::Stat)
     }
 
     /// The answer to a read names the key.
@@ -107,20 +118,21 @@ impl Status {
     }
 }
 
-/// A request's header. What follows it: extras, key, value.
-pub(super) struct Header {
-    pub(super) opcode: Opcode,
+/// The header of a request, or of an answer, which has its status where nothing of a request is
+/// read. What follows it: extras, key, value.
+pub(crate) struct Header {
+    pub(crate) opcode: Opcode,
     pub(super) extras_len: usize,
-    pub(super) key_len: usize,
+    pub(crate) key_len: usize,
     /// All three.
-    pub(super) body_len: usize,
+    pub(crate) body_len: usize,
     /// Comes back as it is.
-    pub(super) opaque: [u8; 4],
+    pub(crate) opaque: [u8; 4],
     pub(super) cas: u64,
 }
 
 impl Header {
-    pub(super) fn read(bytes: &[u8; HEADER_LEN]) -> Header {
+    pub(crate) fn read(bytes: &[u8; HEADER_LEN]) -> Header {
         let [_, opcode, k1, k0, extras, _, _, _, b3, b2, b1, b0, o0, o1, o2, o3, cas @ ..] = *bytes;
         Header {
             opcode: Opcode(opcode),
@@ -130,6 +142,11 @@ impl Header {
             opaque: [o0, o1, o2, o3],
             cas: u64::from_be_bytes(cas),
         }
+    }
+
+    /// Whether there is room for the extras and the key in the body.
+    pub(crate) fn fits(&self) -> bool {
+        self.extras_len + self.key_len <= self.body_len
     }
 }
 

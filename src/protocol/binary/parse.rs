@@ -61,7 +61,7 @@ struct Command<'a> {
 impl Command<'_> {
     fn parse(&self) -> Parsed {
         let &Header { opcode, extras_len, key_len, body_len, .. } = &self.header;
-        if key_len + extras_len > body_len {
+        if !self.header.fits() {
             return self.reject(UNKNOWN, 0, true);
         }
         if key_len > KEY_LEN_MAX {

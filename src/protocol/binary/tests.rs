@@ -1,3 +1,5 @@
+//! Binary requests and answers, field by field.
+
 use bytes::Bytes;
 
 use super::super::fuzz::Dice;

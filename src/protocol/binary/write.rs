@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 
+use super::super::answer;
 use super::super::out::OutQueue;
 use super::super::outcome::{Fields, Outcome, Refusal};
 use super::super::reply::{ReplyKind, parse_reply};
+use super::super::statistics::Line;
 use super::header::{Answer, Opcode, Status, Verb};
 
 /// Tells the outcome of a request.
@@ -149,8 +151,7 @@ impl Writer<'_> {
 
     /// `STAT` lines, one answer each, and one without a name at the end.
     fn stats(&mut self, bytes: &[u8]) {
-        const STAT: &[u8] = b"STAT ";
-        if bytes.starts_with(b"PREFIX ") {
+        if matches!(Line::parse(bytes), Line::Prefix(_)) {
             // `stats detail dump`, as one value.
             let name = b"detailed";
             let body_len = (name.len() + bytes.len()) as u32;
@@ -159,16 +160,19 @@ impl Writer<'_> {
             self.out.put(bytes);
             return self.put(Answer::default());
         }
-        let mut lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii_end).peekable();
-        if !lines.peek().is_some_and(|line| line.starts_with(STAT) || matches!(*line, b"END" | b"RESET" | b"OK")) {
+        let mut lines = bytes.split_inclusive(|&byte| byte == b'\n').peekable();
+        let is_list = |line: &&[u8]| match Line::parse(line) {
+            Line::Stat(..) | Line::End => true,
+            _ => *line == answer::RESET || *line == answer::OK,
+        };
+        if !lines.peek().is_some_and(is_list) {
             return match bytes.starts_with(b"SERVER_ERROR") {
                 true => self.line(bytes),
                 false => self.error(Status::NotFound),
             };
         }
-        for stat in lines.filter_map(|line| line.strip_prefix(STAT)) {
-            let at = stat.iter().position(|&byte| byte == b' ').unwrap_or(stat.len());
-            let (name, value) = (&stat[..at], stat.get(at + 1..).unwrap_or_default());
+        for line in lines {
+            let Line::Stat(name, value) = Line::parse(line) else { continue };
             self.put(Answer {
                 key_len: name.len() as u16,
                 body_len: (name.len() + value.len()) as u32,

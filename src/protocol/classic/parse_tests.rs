@@ -1,3 +1,5 @@
+//! Classic requests as memcached 1.6.18 takes them, and what it refuses.
+
 use super::super::fuzz::Dice;
 use super::super::meta::Hidden;
 use super::super::request::{Admin, Family, Keyed, Kind, Request, item_size};

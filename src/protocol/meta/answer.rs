@@ -2,7 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::key::{base64, may_be_named};
+use super::super::base64;
+use super::super::key::may_be_named;
 use super::super::number::parse_u64;
 use super::super::out::OutQueue;
 use super::super::reply::{Reply, ReplyKind};
@@ -67,7 +68,7 @@ fn with_key<'a>(told: Bytes, key: &[u8], flags: impl Iterator<Item = &'a [u8]>) 
     };
     for flag in flags {
         if flag[0] == b'k' {
-            return [&told[..at], b" k", &base64(key), b" b", &told[at..]].concat().into();
+            return [&told[..at], b" k", &base64::encode(key), b" b", &told[at..]].concat().into();
         }
         if told[at..].starts_with(&[b' ', flag[0]]) {
             at = word_end(at + 1);
@@ -146,7 +147,7 @@ pub fn own<'a>(code: &[u8], meta: Meta, key: &[u8], flags: impl Iterator<Item = 
             }
             b'k' if meta.has(Flag::Binary) => {
                 out.put(b" k");
-                out.put(&base64(key));
+                out.put(&base64::encode(key));
                 out.put(b" b");
             }
             b'k' => {

@@ -1,3 +1,5 @@
+//! Meta commands: what leader and follower are sent, and what the client is told.
+
 use bytes::Bytes;
 
 use super::super::reply::{ParsedReply, ReplyLimits, parse_reply_within};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, PairId, UNSURE};
+use crate::ids::{AddressNumber, Incarnation, NodeId, PairId, UNSURE};
 use crate::pair::Reason;
 use crate::protocol::outcome::Refusal;
 use crate::protocol::reply::{Reply, ReplyKind};
@@ -160,7 +160,7 @@ impl Core {
 
     /// The node is at another address. What it was sent at the old one counts for nothing, however
     /// that ends.
-    pub(super) fn leave(&mut self, node: NodeId, address: u64) {
+    pub(super) fn leave(&mut self, node: NodeId, address: AddressNumber) {
         let mut owing = false;
         for at in self.links.to(node) {
             let conn = &mut self.links[at];

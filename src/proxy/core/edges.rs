@@ -265,5 +265,5 @@ impl Core {
 /// Whether a memory is still the one that it was. What was executed there before a flush was
 /// executed, and is not run again.
 fn is_of_one_life(present: Option<Incarnation>, then: Option<Incarnation>) -> bool {
-    present == then || present.zip(then).is_some_and(|(present, then)| present.is_of_one_life_with(then))
+    present == then || present.zip(then).is_some_and(|(present, then)| present.is_of_one_memory_with(then))
 }

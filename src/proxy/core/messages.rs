@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ids::{Incarnation, NodeId, PairId, Term, WorkerId};
+use crate::ids::{AddressNumber, Incarnation, Life, NodeId, PairId, Term, WorkerId};
 use crate::pair::Reason;
 use crate::protocol::expiry::Offset;
 use crate::protocol::mark::FleetMark;
@@ -61,7 +61,7 @@ pub enum Command {
         /// `None`: no markers are kept.
         incarnation: Option<Incarnation>,
         /// Counts how often it came back into use; repeated in [`Event::Fault`].
-        life: u32,
+        life: Life,
     },
     /// How far the node's dates are ahead of the proxy's; `None` = it is not known.
     Clock { node: NodeId, offset: Option<Offset> },
@@ -70,7 +70,7 @@ pub enum Command {
     Moved {
         node: NodeId,
         /// Which of its addresses that is; the answer repeats it.
-        address: u64,
+        address: AddressNumber,
     },
     /// The answer to an [`Event::Ask`].
     Answer { client: ClientKey, slot: SlotNumber, outcome: Outcome },
@@ -149,7 +149,7 @@ pub enum Event {
         node: NodeId,
         /// Of the last [`Command::Allow`] that the worker had taken: what was seen before the node
         /// came back says nothing about it now.
-        life: u32,
+        life: Life,
         reason: Reason,
     },
     /// An answer of a node is late, or takes more than an eighth of its time. Told again and again
@@ -157,7 +157,7 @@ pub enum Event {
     Late {
         node: NodeId,
         /// As in [`Event::Fault`].
-        life: u32,
+        life: Life,
         /// For how long it is awaited.
         age: Duration,
     },
@@ -171,8 +171,8 @@ pub enum Event {
         worker: WorkerId,
         node: NodeId,
         /// As in the command.
-        address: u64,
-        /// Commands were unanswered: whether they take effect is unknown.
+        address: AddressNumber,
+        /// Commands were unanswered: nobody knows whether they take effect.
         owing: bool,
     },
     /// A connection ended with commands unanswered that may still take effect, for it was not the

@@ -33,6 +33,7 @@ mod clients;
 mod conns;
 mod edges;
 mod fences;
+mod key_at;
 mod looks;
 mod marks;
 mod messages;

@@ -24,6 +24,16 @@ const REPAIR_TRIES: u32 = 3;
 /// Repairs that begin again in one tick: with very many, the others do in the next ones.
 const REPAIRS_PER_TICK: usize = 4096;
 
+/// What follows from an answer to one command of a repair.
+enum Told {
+    /// The next step, once nothing else is awaited.
+    GoesOn,
+    /// Nothing now: the repair is over, has begun again, or first gives a right back.
+    Waits,
+    /// It is no answer to what was asked.
+    Nonsense,
+}
+
 impl Core {
     /// Leader and follower answered differently: drop the follower's copy, add the leader's,
     /// verify; later writes of the key wait.
@@ -171,6 +181,7 @@ impl Core {
         }
     }
 
+    /// `false`: that is no answer to the repair's command.
     pub(super) fn repair_answered(
         &mut self,
         id: OpId,
@@ -188,7 +199,31 @@ impl Core {
             repair.sent.clear();
         }
         let frame = Frame::first(unit, reply, self.date());
-        let Some(fence) = self.fences.get_mut(&key) else { return true };
+        match self.repair_told((id, node), &key, step, &frame) {
+            Told::GoesOn if outstanding > 0 => {}
+            Told::GoesOn => match step {
+                RepairStep::Clock
+                | RepairStep::Marker
+                | RepairStep::Read
+                | RepairStep::GiveBack
+                | RepairStep::Compare => self.repair_write(&key),
+                RepairStep::Drop | RepairStep::Add => self.repair_verify(&key),
+                RepairStep::Verify => {}
+            },
+            Told::Waits => {}
+            Told::Nonsense => {
+                // No answer to this command, or none to go on with: the caller gives the connection
+                // up, and nobody else would end the repair.
+                self.repair_broken(id, Some(node));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What a node has answered to one command of a repair.
+    fn repair_told(&mut self, (id, node): (OpId, NodeId), key: &Bytes, step: RepairStep, frame: &Frame<'_>) -> Told {
+        let Some(fence) = self.fences.get_mut(key) else { return Told::Waits };
         match (step, frame.kind()) {
             (RepairStep::Marker, ReplyKind::MetaVa { data }) if frame.text(data) != UNSURE.as_bytes() => {
                 let known = self.links[node].incarnation;
@@ -201,18 +236,15 @@ impl Core {
                 self.fault(node, Reason::MarkerLost);
             }
             (RepairStep::Clock, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
-                fence.asked.shown = clock::shown(&frame);
+                fence.asked.shown = clock::shown(frame);
             }
             (RepairStep::Read | RepairStep::Compare, ReplyKind::MetaVa { .. } | ReplyKind::MetaEn) => {
-                let Ok(answer) = Answer::to(&key, &frame) else {
-                    self.repair_broken(id, Some(node));
-                    return false;
-                };
-                let item = (answer.code == Code::Value).then(|| answer.item(&frame, fence.asked));
+                let Ok(answer) = Answer::to(key, frame) else { return Told::Nonsense };
+                let item = (answer.code == Code::Value).then(|| answer.item(frame, fence.asked));
                 if step == RepairStep::Compare {
                     (fence.copy, fence.copy_stale) = (Some(item), answer.stale);
-                } else if self.repair_has_read((id, node), &key, item, &answer) {
-                    return true;
+                } else if self.repair_has_read((id, node), key, item, &answer) {
+                    return Told::Waits;
                 }
             }
             (RepairStep::GiveBack, ReplyKind::MetaHd | ReplyKind::MetaNf | ReplyKind::MetaEx) => {}
@@ -225,31 +257,16 @@ impl Core {
                 (fence.failed, fence.copied) = (true, false);
             }
             (RepairStep::Verify, ReplyKind::MetaHd | ReplyKind::MetaEn) => {
-                self.repair_verified(id, &key, &frame);
-                return true;
+                self.repair_verified(id, key, frame);
+                return Told::Waits;
             }
             (RepairStep::Marker | RepairStep::Drop, ReplyKind::ServerError) => {
                 self.stats.repair_failed();
                 fence.failed = true;
             }
-            _ => {
-                // No answer to this command, or none to go on with: the caller gives the connection
-                // up, so the repair has to be ended here.
-                self.repair_broken(id, Some(node));
-                return false;
-            }
+            _ => return Told::Nonsense,
         }
-        if outstanding > 0 {
-            return true;
-        }
-        match step {
-            RepairStep::Clock | RepairStep::Marker | RepairStep::Read | RepairStep::GiveBack | RepairStep::Compare => {
-                self.repair_write(&key)
-            }
-            RepairStep::Drop | RepairStep::Add => self.repair_verify(&key),
-            RepairStep::Verify => {}
-        }
-        true
+        Told::GoesOn
     }
 
     /// The leader's item was read. Returns whether the right to recompute it is to be given back

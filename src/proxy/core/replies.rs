@@ -6,7 +6,7 @@ use crate::ids::{NodeId, Term};
 use crate::pair::Reason;
 use crate::protocol::meta::{self, Meta, Verb};
 use crate::protocol::outcome::{Fields, Outcome};
-use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyKind};
+use crate::protocol::reply::{self, Behind, END_LEN, MISS, MISS_BYTES, ParsedReply, Reply, ReplyError, ReplyKind};
 use crate::protocol::told::{self, Told};
 use crate::proxy::handles::{ConnId, DialNumber, OpId};
 use crate::proxy::link::{Flight, LinkState, Sent};
@@ -116,67 +116,84 @@ impl Core {
                     conn.need = need;
                     return;
                 }
-                Err(error) => {
-                    tracing::warn!(node = %self.topology.addr(at.node), %error, "a node does not speak memcached's protocol");
-                    return self.doubt(at);
-                }
+                Err(error) => return self.doubt_nonsense(at, &error),
             };
             if matches!(reply.kind, ReplyKind::Error) && reply::is_full(&conn.input[..reply.len]) {
                 return self.doubt_for(at, Reason::ConnectionLimit);
             }
-            let Some(sent) = conn.flights.front() else {
-                tracing::warn!(node = %self.topology.addr(at.node), said = %String::from_utf8_lossy(&conn.input[..reply.len.min(80)]).trim_end(),
-                    "a node answered what it was not asked");
-                return self.doubt(at);
-            };
-            let flight = sent.flight;
-            if matches!(flight, Flight::Get(_) | Flight::VoidGet | Flight::GetEnd) {
-                match self.get_answered(at, &reply) {
-                    Heed::Taken => continue,
-                    Heed::Incomplete => return,
-                    Heed::Doubt => {
-                        tracing::warn!(node = %self.topology.addr(at.node), "a node answered a get with something else");
-                        return self.doubt(at);
+            let Some(&sent) = conn.flights.front() else { return self.doubt_unasked(at, reply.len) };
+            let shared = matches!(sent.flight, Flight::Get(_) | Flight::VoidGet | Flight::GetEnd);
+            let heed = if shared { self.get_answered(at, &reply) } else { self.one_answered(at, sent, &reply) };
+            match heed {
+                Heed::Taken => {}
+                Heed::Incomplete => return,
+                Heed::Doubt => {
+                    if shared {
+                        self.warn_of(at, "answered a get with something else");
                     }
+                    return self.doubt(at);
                 }
-            }
-            let mut end = 0;
-            if matches!(reply.kind, ReplyKind::Value { .. }) {
-                // A value answers a command on one key, so the end must follow at once.
-                match reply::behind_value(&conn.input[reply.len..], false) {
-                    Behind::Fine => end = END_LEN,
-                    Behind::Incomplete => {
-                        conn.need = reply.len + END_LEN;
-                        return;
-                    }
-                    Behind::Nonsense => {
-                        tracing::warn!(node = %self.topology.addr(at.node), "a node sent a value where the end of the answer was due");
-                        return self.doubt(at);
-                    }
-                }
-            }
-            conn.asked_us = sent.at_us;
-            conn.arrive();
-            conn.answered();
-            let unit = conn.input.split_to(reply.len).freeze();
-            bytes::Buf::advance(&mut conn.input, end);
-            let fine = match flight {
-                Flight::Op(id) => self.op_answered(id, at, &reply, unit),
-                Flight::Length(id) => self.length_answered(id, &reply, &unit),
-                Flight::Repair(id, step) => self.repair_answered(id, at.node, step, &reply, &unit),
-                Flight::Marker(round) => self.marker_answered(at, round, &reply, &unit),
-                Flight::Mark => self.mark_answered(at, &reply, &unit),
-                Flight::Void => {
-                    conn.voids -= 1;
-                    self.tell_undrained(at.node);
-                    true
-                }
-                Flight::Get(_) | Flight::VoidGet | Flight::GetEnd => unreachable!("answered above"),
-            };
-            if !fine {
-                return self.doubt(at);
             }
         }
+    }
+
+    #[cold]
+    fn doubt_nonsense(&mut self, at: ConnId, error: &ReplyError) {
+        tracing::warn!(node = %self.topology.addr(at.node), %error, "a node does not speak memcached's protocol");
+        self.doubt(at);
+    }
+
+    #[cold]
+    fn doubt_unasked(&mut self, at: ConnId, len: usize) {
+        let said = String::from_utf8_lossy(&self.links[at].input[..len.min(80)]);
+        let (node, said) = (self.topology.addr(at.node), said.trim_end());
+        tracing::warn!(%node, %said, "a node answered what it was not asked");
+        self.doubt(at);
+    }
+
+    #[cold]
+    fn warn_of(&self, at: ConnId, what: &str) {
+        tracing::warn!(node = %self.topology.addr(at.node), "a node {what}");
+    }
+
+    /// The whole answer to a command of its own.
+    #[inline(always)]
+    fn one_answered(&mut self, at: ConnId, sent: Sent, reply: &Reply) -> Heed {
+        let conn = &mut self.links[at];
+        let mut end = 0;
+        if matches!(reply.kind, ReplyKind::Value { .. }) {
+            // A value answers a command on one key, so the end must follow at once.
+            match reply::behind_value(&conn.input[reply.len..], false) {
+                Behind::Fine => end = END_LEN,
+                Behind::Incomplete => {
+                    conn.need = reply.len + END_LEN;
+                    return Heed::Incomplete;
+                }
+                Behind::Nonsense => {
+                    self.warn_of(at, "sent a value where the end of the answer was due");
+                    return Heed::Doubt;
+                }
+            }
+        }
+        conn.asked_us = sent.at_us;
+        conn.arrive();
+        conn.answered();
+        let unit = conn.input.split_to(reply.len).freeze();
+        bytes::Buf::advance(&mut conn.input, end);
+        let fine = match sent.flight {
+            Flight::Op(id) => self.op_answered(id, at, reply, unit),
+            Flight::Length(id) => self.length_answered(id, reply, &unit),
+            Flight::Repair(id, step) => self.repair_answered(id, at.node, step, reply, &unit),
+            Flight::Marker(round) => self.marker_answered(at, round, reply, &unit),
+            Flight::Mark => self.mark_answered(at, reply, &unit),
+            Flight::Void => {
+                conn.voids -= 1;
+                self.tell_undrained(at.node);
+                true
+            }
+            Flight::Get(_) | Flight::VoidGet | Flight::GetEnd => unreachable!("a part of a shared line"),
+        };
+        if fine { Heed::Taken } else { Heed::Doubt }
     }
 
     /// A part of the answer to a shared `get` line.

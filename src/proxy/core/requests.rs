@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::ids::{WorkerId, is_reserved};
 use crate::protocol::key::may_be_named;
-use crate::protocol::meta::{self, Decoded, Flag, Meta, Verb};
+use crate::protocol::meta::{self, Flag, Meta, Verb};
 use crate::protocol::outcome::{Outcome, Refusal};
 use crate::protocol::request::{Admin, Close, Keyed, Kind, Parsed, Piece, Request, Style};
 use crate::protocol::spelled;
@@ -19,6 +19,7 @@ use crate::ring::Topology;
 use crate::stats::add;
 use crate::stats::requests::Asked;
 
+use super::key_at::{KeyAt, decode_in_place, is_encoded};
 use super::messages::{Event, PeerMessage, Question};
 use super::{Core, Now};
 
@@ -57,52 +58,13 @@ fn take_front(chunk: &mut BytesMut, len: usize) -> Bytes {
 /// Keys of one get that are looked at, for what they conflict with, before others have their turn.
 const LOOKED_AT_PER_TURN: u32 = 4096;
 
-/// A key of a request.
-#[derive(Clone, Copy)]
-struct KeyAt {
-    /// Where it stands in the request's bytes.
-    place: (u32, u32),
-    hash: u32,
-}
-
-impl KeyAt {
-    /// `input`: what the request begins.
-    #[inline(always)]
-    fn new(input: &[u8], key: Range<usize>) -> KeyAt {
-        KeyAt { place: (key.start as u32, key.end as u32), hash: Topology::key_hash(&input[key]) }
-    }
-
-    /// `input`: what the request begins.
-    #[inline(always)]
-    fn of(input: &[u8], request: &Keyed) -> KeyAt {
-        let span = request.keys.span.clone();
-        if is_encoded(request.kind) { KeyAt::encoded(input, span) } else { KeyAt::new(input, span) }
-    }
-
-    /// One that stands there in base64, as it will stand in the place of that.
-    #[cold]
-    #[inline(never)]
-    fn encoded(input: &[u8], key: Range<usize>) -> KeyAt {
-        let Some(decoded) = Decoded::of(&input[key.clone()]) else { return KeyAt::new(input, key) };
-        let bytes = decoded.bytes();
-        let place = (key.start as u32, (key.start + bytes.len()) as u32);
-        KeyAt { place, hash: Topology::key_hash(bytes) }
-    }
-}
-
-/// Puts a key in the place of its base64.
-#[cold]
-#[inline(never)]
-fn decode_in_place(input: &mut [u8], key: Range<usize>) {
-    if let Some(decoded) = Decoded::of(&input[key.clone()]) {
-        let bytes = decoded.bytes();
-        input[key.start..key.start + bytes.len()].copy_from_slice(bytes);
-    }
-}
-
-#[inline(always)]
-fn is_encoded(kind: Kind) -> bool {
-    matches!(kind, Kind::Meta(meta) if meta.has(Flag::Binary))
+/// What became of a client's next request.
+enum Taken {
+    Yes,
+    /// It waits for answers to earlier ones, and nothing of it was taken.
+    Waits,
+    /// The client is gone with it.
+    Closed,
 }
 
 impl Core {
@@ -158,46 +120,57 @@ impl Core {
                 None => client.dialect.next(&chunk, &self.limits),
                 Some(line) => line.next(&chunk),
             };
-            match parsed {
-                Parsed::Incomplete { need } => match self.wait_for_rest(id, need, chunk) {
+            if let Parsed::Incomplete { need } = parsed {
+                match self.wait_for_rest(id, need, chunk) {
                     Some(rest) => chunk = rest,
                     None => return,
-                },
-                Parsed::Request { request, style, len } => {
-                    if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
-                        let client = client.occupant;
-                        self.trace_request(client, &request, style, len);
-                    }
-                    let begun = match request {
-                        Request::Keyed(request) => self.begin_request(id, request, style, &mut chunk, len),
-                        Request::Admin(admin) => self.begin_keyless(id, admin, style, &mut chunk, len),
-                    };
-                    if !begun {
-                        return self.stall(id, chunk);
-                    }
                 }
-                Parsed::Piece(piece) => {
-                    let style = client.dialect.unasked();
-                    if !self.begin_piece(id, *piece, style, &mut chunk) {
-                        return self.stall(id, chunk);
-                    }
-                }
-                Parsed::TooLarge { request, style, len, swallow } => {
-                    if !self.begin_too_large(id, &request, style, &mut chunk, (len, Refusal::TooLarge)) {
-                        return self.stall(id, chunk);
-                    }
-                    self.clients[id].swallow = swallow as u32;
-                }
-                Parsed::Reject { reply, style, len, swallow, close } => {
-                    bytes::Buf::advance(&mut chunk, len);
-                    client.swallow = swallow as u32;
-                    self.reject(id, (style, len), reply, close);
-                    if close.is_some() {
-                        return;
-                    }
-                }
+                continue;
+            }
+            match self.begin_parsed(id, parsed, &mut chunk) {
+                Taken::Yes => {}
+                Taken::Waits => return self.stall(id, chunk),
+                Taken::Closed => return,
             }
         }
+    }
+
+    /// Begins what `chunk` begins with.
+    #[inline(always)]
+    fn begin_parsed(&mut self, id: ClientId, parsed: Parsed, chunk: &mut BytesMut) -> Taken {
+        let begun = match parsed {
+            Parsed::Request { request, style, len } => {
+                if tracing::level_filters::LevelFilter::current() >= tracing::Level::TRACE {
+                    self.trace_request(self.clients[id].occupant, &request, style, len);
+                }
+                match request {
+                    Request::Keyed(request) => self.begin_request(id, request, style, chunk, len),
+                    Request::Admin(admin) => self.begin_keyless(id, admin, style, chunk, len),
+                }
+            }
+            Parsed::Piece(piece) => {
+                let style = self.clients[id].dialect.unasked();
+                self.begin_piece(id, *piece, style, chunk)
+            }
+            Parsed::TooLarge { request, style, len, swallow } => {
+                let begun = self.begin_too_large(id, &request, style, chunk, (len, Refusal::TooLarge));
+                if begun {
+                    self.clients[id].swallow = swallow as u32;
+                }
+                begun
+            }
+            Parsed::Reject { reply, style, len, swallow, close } => {
+                bytes::Buf::advance(chunk, len);
+                self.clients[id].swallow = swallow as u32;
+                self.reject(id, (style, len), reply, close);
+                if close.is_some() {
+                    return Taken::Closed;
+                }
+                true
+            }
+            Parsed::Incomplete { .. } => false,
+        };
+        if begun { Taken::Yes } else { Taken::Waits }
     }
 
     /// The client's next request, of `len` bytes, is none.

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 use futures::future::FutureExt;
 use tokio::time::Instant;
 
+use super::super::dump::Coverage;
 use super::super::entry::{End, Entry};
-use super::super::enumerate::Coverage;
 use super::super::lane::{ENTRY_BYTES, Lane};
 use super::super::progress::PairProgress;
 use super::super::spool::SlotId;
@@ -296,8 +296,8 @@ pub(super) mod tests {
 
     use super::super::super::Context;
     use super::super::super::JobEvent;
+    use super::super::super::dump::DumpError;
     use super::super::super::entry::Stage;
-    use super::super::super::enumerate::DumpError;
     use super::super::super::governor::Leave;
     use super::super::super::spool::Spool;
     use super::super::LANE_BYTES;

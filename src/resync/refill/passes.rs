@@ -9,7 +9,8 @@ use futures::future::FutureExt;
 use tokio::time::Instant;
 
 use crate::ids::{NodeId, PairId, is_reserved};
-use crate::resync::enumerate::{Coverage, DumpError, enumerate};
+use crate::resync::dump::{Coverage, DumpError};
+use crate::resync::enumerate::enumerate;
 use crate::resync::spool::SlotId;
 use crate::resync::{Fill, JobError, JobEvent};
 

@@ -11,7 +11,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
 use crate::backend::NodeStream;
-use crate::ids::{NodeId, WorkerId};
+use crate::ids::{Life, NodeId, WorkerId};
 use crate::keys::{Missed, MissedBudget};
 use crate::proxy::{CoreSettings, Flow, Follower, Route};
 use crate::ring::{Distribution, Topology};
@@ -101,7 +101,7 @@ fn parts(dialer: Arc<dyn Dial>) -> (Core, WorkerSetup, UnboundedSender<Command>,
             written: None,
         };
         command.send(Command::Open { pair, route: Route::Open(flow) }).expect("taken");
-        command.send(Command::Allow { node: leader, incarnation: None, life: 1 }).expect("taken");
+        command.send(Command::Allow { node: leader, incarnation: None, life: Life(1) }).expect("taken");
     }
     (core, setup, command, events)
 }

@@ -8,7 +8,7 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use super::{Client, Expect, Link, NoAnswer, PATIENCE, Request};
-use crate::protocol::key::base64;
+use crate::protocol::base64;
 use crate::simulation::item::{Marks, Meta, Mode, Shown};
 use crate::simulation::judge::{Call, Outcome};
 
@@ -167,7 +167,7 @@ impl Client {
             }
         };
         let name = match rng.random_range(0..8) {
-            0 => String::from_utf8_lossy(&base64(key.as_bytes())).into_owned(),
+            0 => String::from_utf8_lossy(&base64::encode(key.as_bytes())).into_owned(),
             _ => key.to_owned(),
         };
         match name == key {

@@ -90,7 +90,7 @@ impl Serving {
                     }
                     while let Some(Ok(1..)) = stream.read_buf(&mut input).now_or_never() {}
                     self.far = None;
-                    // A busy node comes to it when it does.
+                    // A busy node executes it at some later moment.
                     let ms = net.lock().rng.random_range(0..LATE_MS);
                     sleep(Duration::from_millis(ms)).await;
                 }
@@ -154,8 +154,8 @@ impl Serving {
     /// `false` = the connection is over.
     async fn stand_still(&self) -> bool {
         let (net, id, host) = (&self.net, self.id, self.host);
-        // What waited for an address that is back comes at once: the proxy waits for it, but not
-        // for ever.
+        // What waited for an address that is reached again comes soon: the proxy waits for it, but
+        // not for ever.
         let blocked = {
             let inner = &mut *net.lock();
             if inner.conns[id].of_worker {

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::command::told;
 use super::port::Port;
 use super::{Client, DEADLINE, Memcached, Proxy, Stored, compare_rings, read_ring, wait_until};
 
@@ -201,8 +201,7 @@ pub fn get(client: &mut Client, key: &str) -> Option<String> {
 
 /// What an operator's command says of that proxy, with its exit code.
 pub fn said(proxy: &Proxy, command: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(Proxy::binary()).args(command).args(["--proxy", &proxy.addr()]).output().expect("run");
-    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    told(&[command, &["--proxy", &proxy.addr()]].concat())
 }
 
 /// What the admin listener answers: the code and the body.

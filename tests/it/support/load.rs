@@ -1,6 +1,7 @@
 //! The workloads: many clients at once, every answer judged.
 
 mod hands;
+mod registers;
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -13,7 +14,8 @@ use super::judge::{CasCell, Counter, Drive, History, Lock, Recorder, Verdict};
 use super::rings::RingMap;
 use super::rng::Rng;
 use super::wait_until;
-use hands::{Hand, count, lock, raise_cells, read_registers, write_registers};
+use hands::{Hand, count, lock, raise_cells};
+use registers::{read_registers, write_registers};
 
 /// How many clients of which kind.
 #[derive(Clone, Debug)]

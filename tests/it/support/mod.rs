@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod command;
 pub mod etcd;
 pub mod faulty;
 pub mod fleet;

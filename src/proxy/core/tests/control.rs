@@ -2,16 +2,12 @@
 //! that never come back into use.
 
 use crate::backend::marker::{FLEET_KEY, INCARNATION_KEY};
-use crate::ids::NodeId;
-use crate::ids::Place;
-use crate::pair::{self, Loss, State};
-use crate::proxy::route::Flow;
-use crate::proxy::route::Route;
+use crate::ids::{NodeId, Place};
+use crate::pair::{self, Loss, Reason, State};
+use crate::proxy::route::{Flow, Follower, Route};
 
 use super::super::*;
 use super::world::{Fault, KEY, LEADER_TIMEOUT_US, MARKER, PAIR, Process, TIMEOUT_US, World};
-use crate::pair::Reason;
-use crate::proxy::route::Follower;
 
 impl World {
     pub(super) fn worker_said(&mut self, event: Event) {

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use crate::ids::{Incarnation, NodeId, Place, Term};
+use crate::ids::{Incarnation, Life, NodeId, Place, Term};
 use crate::pair::State;
 
 use super::super::*;
@@ -259,7 +259,7 @@ fn a_write_that_was_held_for_a_record_is_not_hidden() {
     let Route::Open(flow) = story.world.cores[0].pairs[PAIR].route.clone() else { panic!("no leader") };
     let flow = Flow { leader: NodeId(1), term: flow.term.map(Term::next), ..flow };
     let (core, now) = (&mut story.world.cores[0], story.world.now);
-    let back = Command::Allow { node: NodeId(1), incarnation: Some(Incarnation(0xa1)), life: 2 };
+    let back = Command::Allow { node: NodeId(1), incarnation: Some(Incarnation(0xa1)), life: Life(2) };
     let close = Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 };
     for command in [back, close, Command::Open { pair: PAIR, route: Route::Open(flow) }] {
         core.handle_command(now, command);

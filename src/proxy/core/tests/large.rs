@@ -1,17 +1,17 @@
 //! Large values: what is late, and what is asked at once.
 
-use crate::ids::NodeId;
-use crate::progress::FLOOR;
-use crate::proxy::handles::ClientId;
-use crate::proxy::handles::ConnId;
-use crate::proxy::op::Stage;
 use std::collections::VecDeque;
+
+use crate::ids::NodeId;
+use crate::pair::Reason;
+use crate::progress::FLOOR;
+use crate::proxy::handles::{ClientId, ConnId};
+use crate::proxy::link::LinkState;
+use crate::proxy::op::Stage;
 
 use super::super::*;
 use super::shell::{client_hears, client_says, events, node_hears, node_says, resume};
 use super::waits::{PATIENCE_US, TIMEOUT_US, core};
-use crate::pair::Reason;
-use crate::proxy::link::LinkState;
 
 const NODE: NodeId = NodeId(0);
 const ON_TIME: [bool; 0] = [];

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ids::Place;
-use crate::ids::{Generation, Incarnation, NodeId, PairId};
+use crate::ids::{AddressNumber, Generation, Incarnation, NodeId, PairId, Place};
 use crate::pair::{Reason, State};
 use crate::protocol::mark::FleetMark;
 use crate::proxy::handles::{ClientId, ConnId};
@@ -221,7 +220,7 @@ fn a_node_that_is_lost_before_it_shows_the_mark_keeps_nobody_waiting() {
     let losses: [fn(&mut Core, NodeId); 4] = [
         |core, node| core.handle_conn_down(core.now, ConnId::first(node), Reason::Reset),
         |core, node| says(core, node, "what is that?\r\n"),
-        |core, node| core.handle_command(core.now, Command::Moved { node, address: 1 }),
+        |core, node| core.handle_command(core.now, Command::Moved { node, address: AddressNumber(1) }),
         |_, _| {},
     ];
     for lose in losses {

@@ -4,7 +4,7 @@ use super::super::*;
 use super::shell::{client_says, events, take};
 use super::waits::{PATIENCE_US, TIMEOUT_US};
 use super::world::{MARKER, alone};
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, Life, NodeId};
 use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
 use crate::proxy::handles::{ClientId, ConnId, Lane};
@@ -46,7 +46,7 @@ impl World {
         let pair = topology.pairs().next().unwrap();
         core.handle_command(Now::default(), Command::Open { pair, route: Route::Open(flow) });
         let incarnation = marked.then_some(Incarnation(0xa1));
-        core.handle_command(Now::default(), Command::Allow { node: NODE, incarnation, life: 1 });
+        core.handle_command(Now::default(), Command::Allow { node: NODE, incarnation, life: Life(1) });
         let client = core.handle_connect(Now::default()).id;
         let mut world = World { core, now: Now::default(), lanes, client };
         assert_eq!(world.dialled(), lanes as usize);
@@ -188,6 +188,8 @@ fn one_that_stands_in_and_breaks_does_so_no_more() {
     assert!(world.core.links[at(1)].stand_in.is_none());
     // Back again, both are dialled.
     world.dialled();
-    world.core.handle_command(world.now, Command::Allow { node: NODE, incarnation: Some(Incarnation(0xa1)), life: 2 });
+    world
+        .core
+        .handle_command(world.now, Command::Allow { node: NODE, incarnation: Some(Incarnation(0xa1)), life: Life(2) });
     assert_eq!(world.dialled(), 2);
 }

@@ -1,26 +1,20 @@
 //! Single stories: framing in doubt, order within a connection, limits, the proxy's own keys,
 //! waiting that ends.
 
-use crate::ids::NodeId;
-use crate::ids::Place;
-use crate::pair::{Gate, Loss, State};
-use crate::protocol::expiry::{self, Offset};
-use crate::proxy::handles::ClientId;
-use crate::proxy::handles::ConnId;
-use crate::proxy::route::Flow;
-use crate::proxy::route::Route;
-use crate::ring::Distribution;
 use std::time::Duration;
+
+use crate::ids::{AddressNumber, Incarnation, Life, NodeId, PairId, Place};
+use crate::keys::{Lone, Missed, MissedBudget};
+use crate::pair::{Gate, Loss, Reason, State};
+use crate::protocol::expiry::{self, Offset};
+use crate::proxy::handles::{ClientId, ConnId};
+use crate::proxy::link::LinkState;
+use crate::proxy::route::{Flow, Follower, Route};
+use crate::ring::Distribution;
 
 use super::super::*;
 use super::shell::{client_hears, client_says, events, node_hears, node_says};
 use super::world::{Choice, KEY, PAIR, World, alone};
-use crate::ids::Incarnation;
-use crate::ids::PairId;
-use crate::keys::{Lone, Missed, MissedBudget};
-use crate::pair::Reason;
-use crate::proxy::link::LinkState;
-use crate::proxy::route::Follower;
 
 pub(super) struct Story {
     pub(super) world: World,
@@ -559,9 +553,9 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
         let allow = |life| Command::Allow { node, incarnation: Some(Incarnation(0xa1)), life };
         if !ready {
             core.handle_conn_down(now, ConnId::first(node), Reason::Reset);
-            core.handle_command(now, allow(1));
+            core.handle_command(now, allow(Life(1)));
         }
-        core.handle_command(now, allow(2));
+        core.handle_command(now, allow(Life(2)));
         client_says(core, now, story.client, b"incr k 1\r\n");
         events(core);
         let dials = |core: &mut Core| std::iter::from_fn(|| core.poll_dial()).count();
@@ -570,13 +564,13 @@ fn a_connection_of_an_earlier_life_blames_nobody() {
         assert_eq!(events(core), []);
         assert_eq!(dials(core), 1);
         core.handle_conn_down(now, ConnId::first(node), Reason::Refused);
-        let fault = Event::Fault { node, life: 2, reason: Reason::Refused };
+        let fault = Event::Fault { node, life: Life(2), reason: Reason::Refused };
         assert_eq!(events(core), [fault]);
 
         // The same, and the second dial succeeds.
         let mut story = Story::new(State::Degraded { leader: Place::Primary });
         let (core, now) = (&mut story.world.cores[0], story.world.now);
-        core.handle_command(now, allow(2));
+        core.handle_command(now, allow(Life(2)));
         client_says(core, now, story.client, b"incr k 1\r\n");
         story.world.break_wires(0);
         story.world.settle(0);
@@ -672,13 +666,13 @@ fn a_worker_leaves_an_address_with_all_that_it_has_there() {
         let now = story.world.now;
         let hangups = |core: &mut Core| std::iter::from_fn(|| core.poll_hangup()).collect::<Vec<_>>();
         events(core);
-        core.handle_command(now, Command::Moved { node, address: 7 });
-        let left = Event::Left { worker: WorkerId(0), node, address: 7, owing };
+        core.handle_command(now, Command::Moved { node, address: AddressNumber(7) });
+        let left = Event::Left { worker: WorkerId(0), node, address: AddressNumber(7), owing };
         assert_eq!(events(core), [left], "{request:?}");
         assert_eq!(hangups(core), [ConnId::first(node)], "{request:?}");
         assert!(core.links[ConnId::first(node)].flights.is_empty(), "{request:?}");
         core.dial(ConnId::first(node));
-        core.handle_command(now, Command::Moved { node, address: 8 });
+        core.handle_command(now, Command::Moved { node, address: AddressNumber(8) });
         assert!(hangups(core).is_empty(), "it leads to the present address");
     }
 }
@@ -689,11 +683,11 @@ fn what_was_sent_in_an_earlier_life_is_a_fault() {
     let mut story = Story::new(State::Degraded { leader: Place::Primary });
     story.say("incr k 1\r\n");
     let core = &mut story.world.cores[0];
-    let allow = Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(0xa1)), life: 2 };
+    let allow = Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(0xa1)), life: Life(2) };
     core.handle_command(story.world.now, allow);
     core.handle_conn_down(story.world.now, ConnId::first(NodeId(0)), Reason::Reset);
     let events = events(core);
-    assert!(matches!(events[..], [Event::Fault { life: 2, .. }]), "{events:?}");
+    assert!(matches!(events[..], [Event::Fault { life: Life(2), .. }]), "{events:?}");
 }
 
 fn lone() -> Arc<Lone> {

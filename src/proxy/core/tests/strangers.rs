@@ -2,8 +2,7 @@
 //! stay. Nobody may notice, whatever is in flight. And a marker that is evicted looks the same to a
 //! worker, but what the node answered is true.
 
-use crate::ids::NodeId;
-use crate::ids::Place;
+use crate::ids::{Incarnation, Life, NodeId, Place};
 use crate::pair::State;
 
 use super::super::*;
@@ -11,7 +10,6 @@ use super::explore::{Errors, holds};
 use super::history::Req::{self, *};
 use super::shell::events;
 use super::world::{Choice, Fault, KEY, PAIR, World};
-use crate::ids::Incarnation;
 
 const MIRRORED: State = State::Mirrored;
 const SOLE: State = State::Degraded { leader: Place::Primary };
@@ -210,7 +208,7 @@ fn an_answer_without_proof_is_right_if_its_memory_leads_again() {
         core.handle_command(world.now, Command::Close { pair: PAIR, void: Some(NodeId(0)), round: 50 });
         core.handle_command(
             world.now,
-            Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(memory)), life: 2 },
+            Command::Allow { node: NodeId(0), incarnation: Some(Incarnation(memory)), life: Life(2) },
         );
         world.settle(0);
         world.events[0].clear();

@@ -1,22 +1,18 @@
 //! Nothing waits for a node without a deadline: also not what no unanswered command shows.
 
-use crate::ids::NodeId;
+use std::time::Duration;
+
+use crate::ids::{AddressNumber, Incarnation, Life, NodeId, PairId};
 use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
-use crate::proxy::handles::ConnId;
-use crate::proxy::handles::OpId;
-use crate::proxy::link::Link;
-use crate::proxy::route::Flow;
-use crate::proxy::route::Route;
+use crate::proxy::handles::{ConnId, OpId};
+use crate::proxy::link::{Flight, Link};
+use crate::proxy::route::{Flow, Follower, Route};
 use crate::ring::Distribution;
 
 use super::super::*;
 use super::shell::{client_says, events, node_hears, node_says};
 use super::world::alone;
-use crate::ids::{Incarnation, PairId};
-use crate::proxy::link::Flight;
-use crate::proxy::route::Follower;
-use std::time::Duration;
 
 const A: NodeId = NodeId(0);
 pub(super) const TIMEOUT_US: u64 = 250_000;
@@ -45,7 +41,7 @@ pub(super) fn core(backups: usize, incarnation: Option<Incarnation>) -> Core {
     for node in topology.nodes() {
         core.handle_command(
             Now::default(),
-            Command::Allow { node, incarnation: incarnation.filter(|_| node == A), life: 1 },
+            Command::Allow { node, incarnation: incarnation.filter(|_| node == A), life: Life(1) },
         );
         core.handle_conn_up(Now::default(), ConnId::first(node));
     }
@@ -173,7 +169,7 @@ fn a_connection_that_follows_one_with_a_full_socket_is_written_to() {
     let ended: [fn(&mut Core, Now); 3] = [
         |core, now| core.handle_conn_down(now, ConnId::first(A), Reason::Reset),
         |core, now| core.handle_conn_ended(now, ConnId::first(A), true),
-        |core, now| core.handle_command(now, Command::Moved { node: A, address: 1 }),
+        |core, now| core.handle_command(now, Command::Moved { node: A, address: AddressNumber(1) }),
     ];
     for end in ended {
         let mut core = core(1, Some(Incarnation(7)));

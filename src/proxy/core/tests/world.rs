@@ -2,20 +2,19 @@
 //! [`Pair`], and clients with a script. Everything that waits somewhere is a choice;
 //! [`World::choices`] lists them, [`World::step`] takes one.
 
-use crate::ids::NodeId;
-use crate::proxy::handles::ClientId;
-use crate::proxy::handles::ConnId;
-use crate::proxy::handles::Ticket;
-use bytes::Bytes;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
 
 use crate::backend::marker::{FLEET_KEY, INCARNATION_KEY};
-use crate::ids::{Epoch, Place, Term};
-use crate::keys::Recopy;
-use crate::pair::{self, Gate, Loss, Pair, State};
+use crate::ids::{Epoch, Incarnation, Life, NodeId, PairId, Place, Term, UNSURE};
+use crate::keys::{Lone, Missed, MissedBudget, Recopy};
+use crate::pair::{self, Gate, Loss, Pair, Reason, State};
 use crate::protocol::mark::FleetMark;
+use crate::proxy::handles::{ClientId, ConnId, Ticket};
 use crate::ring::Distribution;
 use crate::testing::digest::Digest;
 
@@ -24,12 +23,6 @@ use super::copier::Copier;
 use super::history::{History, Req};
 use super::node::Node;
 use super::shell::{client_says, node_says};
-use crate::ids::Incarnation;
-use crate::ids::PairId;
-use crate::ids::UNSURE;
-use crate::keys::{Lone, Missed, MissedBudget};
-use crate::pair::Reason;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// What the workers are given for an answer, and for that of a last full copy.
 pub(super) const TIMEOUT_US: u64 = 250_000;
@@ -243,7 +236,14 @@ impl World {
             mark: None,
             told: std::collections::BTreeMap::new(),
         };
-        for (at, node) in world.nodes.iter_mut().enumerate() {
+        world.connect(programs.len(), state, item);
+        world.begin(state);
+        world
+    }
+
+    /// Nodes hold their markers and the item, workers may connect, and clients have.
+    fn connect(&mut self, clients: usize, state: State, item: Option<&str>) {
+        for (at, node) in self.nodes.iter_mut().enumerate() {
             node.put(INCARNATION_KEY, MARKER);
             let place = if at == 0 { Place::Primary } else { Place::Backup };
             if let Some(value) = item
@@ -252,29 +252,32 @@ impl World {
                 node.put(KEY, value);
             }
         }
+        let n = self.cores.len();
         for worker in 0..n {
             for node in 0..2 {
                 let incarnation = Some(Incarnation(0xa1));
-                world.cores[worker]
-                    .handle_command(world.now, Command::Allow { node: NodeId(node), incarnation, life: 1 });
-                world.settle(worker);
+                let allow = Command::Allow { node: NodeId(node), incarnation, life: Life(1) };
+                self.cores[worker].handle_command(self.now, allow);
+                self.settle(worker);
             }
         }
-        for client in 0..programs.len() {
-            let key = world.cores[client % n].handle_connect(world.now);
-            world.history.clients[client].key = Some(key);
+        for client in 0..clients {
+            let key = self.cores[client % n].handle_connect(self.now);
+            self.history.clients[client].key = Some(key);
         }
+    }
+
+    fn begin(&mut self, state: State) {
         if matches!(state, State::Recovering { .. }) {
-            world.copier = Some(Copier::new());
-            world.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }, Reason::Starting));
-            world.run();
-            world.apply(pair::Event::BeginRecovery);
+            self.copier = Some(Copier::new());
+            self.apply(pair::Event::Start(State::Degraded { leader: state.leader().unwrap() }, Reason::Starting));
+            self.run();
+            self.apply(pair::Event::BeginRecovery);
         } else {
-            world.apply(pair::Event::Start(state, Reason::Starting));
+            self.apply(pair::Event::Start(state, Reason::Starting));
         }
-        world.run();
-        assert_eq!((world.pair.state(), world.pair.gate()), (state, Gate::Open));
-        world
+        self.run();
+        assert_eq!((self.pair.state(), self.pair.gate()), (state, Gate::Open));
     }
 
     /// Its writes are told of behind the fleet's mark, which both nodes have.
@@ -457,23 +460,25 @@ impl World {
                 let hung = self.hung().unwrap();
                 self.process[hung] = Process::Running;
             }
-            Choice::Copy => {
-                let State::Recovering { leader } = self.pair.state() else { return self.copier = None };
-                let (source, target) = (leader as usize, leader.other() as usize);
-                let mut copier = self.copier.take().unwrap();
-                copier.step(&mut self.nodes, source, target, &self.recopy);
-                let drained = copier.is_done(&self.recopy) && self.pair.gate() == Gate::Draining;
-                self.copier = Some(copier);
-                if drained {
-                    self.copier = None;
-                    self.apply(pair::Event::Drained(true));
-                }
-            }
+            Choice::Copy => self.copy(),
             Choice::HandBack => self.apply(pair::Event::HandBack),
             Choice::Tick => {
                 self.ticks += 1;
                 self.tick_after(10_000);
             }
+        }
+    }
+
+    fn copy(&mut self) {
+        let State::Recovering { leader } = self.pair.state() else { return self.copier = None };
+        let (source, target) = (leader as usize, leader.other() as usize);
+        let mut copier = self.copier.take().unwrap();
+        copier.step(&mut self.nodes, source, target, &self.recopy);
+        let drained = copier.is_done(&self.recopy) && self.pair.gate() == Gate::Draining;
+        self.copier = Some(copier);
+        if drained {
+            self.copier = None;
+            self.apply(pair::Event::Drained(true));
         }
     }
 

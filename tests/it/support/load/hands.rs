@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::client::{Client, Failure, Item, Outcome, Stored, storage};
+use super::super::client::{Client, Failure, Item, Outcome, Stored};
 use super::super::judge::{Content, Drive, Lock, Tally};
 use super::super::rng::Rng;
 use super::super::unix_now;
@@ -15,7 +15,7 @@ pub(super) struct Hand {
     client: Client,
     addr: String,
     pub(super) model: Arc<Model>,
-    rng: Rng,
+    pub(super) rng: Rng,
     pub(super) tally: Tally,
     /// The proxy's life in which the connection was made; odd = while it was ending.
     life: u64,
@@ -29,7 +29,7 @@ impl Hand {
 
     /// Between two rounds of work: waits while everybody is asked to pause. False when the load is
     /// over.
-    fn next(&mut self) -> bool {
+    pub(super) fn next(&mut self) -> bool {
         if self.model.pausing.load(Ordering::SeqCst) && !self.stopped() {
             self.model.parked.fetch_add(1, Ordering::SeqCst);
             while self.model.pausing.load(Ordering::SeqCst) && !self.stopped() {
@@ -44,19 +44,24 @@ impl Hand {
         self.model.stop.load(Ordering::SeqCst)
     }
 
-    fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         if !self.model.mix.pace.is_zero() {
             let pace = self.model.mix.pace.as_micros() as u64;
             std::thread::sleep(Duration::from_micros(pace / 2 + self.rng.next() % pace.max(1)));
         }
     }
 
-    fn violation(&self, what: String) {
+    pub(super) fn violation(&self, what: String) {
         self.model.recorder.violation(what);
     }
 
     /// One operation: timed, its failure judged. `None`: the outcome is unknown.
-    fn op<T>(&mut self, verb: &'static str, key: &str, run: impl FnOnce(&mut Client) -> Outcome<T>) -> Option<T> {
+    pub(super) fn op<T>(
+        &mut self,
+        verb: &'static str,
+        key: &str,
+        run: impl FnOnce(&mut Client) -> Outcome<T>,
+    ) -> Option<T> {
         let allowed_before = self.model.errors_allowed.load(Ordering::SeqCst);
         let begun = Instant::now();
         let outcome = run(&mut self.client);
@@ -102,7 +107,7 @@ impl Hand {
         }
     }
 
-    fn exptime(&mut self) -> (i64, Option<i64>) {
+    pub(super) fn exptime(&mut self) -> (i64, Option<i64>) {
         let now = unix_now();
         match self.rng.below(4) {
             0 => (3600, Some(now + 3600)),
@@ -113,7 +118,7 @@ impl Hand {
     }
 
     /// New content that no other state of any register has.
-    fn content(&mut self, key: &str) -> (Content, i64) {
+    pub(super) fn content(&mut self, key: &str) -> (Content, i64) {
         let (exptime, expires) = self.exptime();
         let len = match self.rng.below(200) {
             0 => 20_000,
@@ -123,248 +128,6 @@ impl Hand {
         let mut bytes = format!("{key}#{:x}#", self.rng.next()).into_bytes();
         bytes.extend(self.rng.bytes(len));
         (Content { bytes, flags: self.rng.next() as u32, expires }, exptime)
-    }
-}
-
-pub(super) fn write_registers(hand: &mut Hand, writer: usize) {
-    let model = hand.model.clone();
-    // Cas tokens kept from long ago: (key, token, the state it was taken in).
-    let mut old_tokens: Vec<(usize, u64, u64)> = Vec::new();
-    while hand.next() {
-        let k = hand.rng.below(model.mix.keys_per_writer);
-        write_one(hand, &model, writer, k, &mut old_tokens);
-        hand.pause();
-    }
-}
-
-fn write_one(hand: &mut Hand, model: &Model, writer: usize, k: usize, old_tokens: &mut Vec<(usize, u64, u64)>) {
-    let key = &model.register_key(writer, k);
-    let (last, certain) = {
-        let history = model.history(writer, k);
-        (history.last().cloned(), history.certain())
-    };
-    let begin = |what, content| model.history(writer, k).begin(what, content);
-    let ack = |version| model.history(writer, k).acknowledge(version);
-    let lot = if certain { hand.rng.below(100) } else { hand.rng.below(45) };
-    match (lot, last) {
-        (0..35, _) => {
-            let (content, exptime) = hand.content(key);
-            let version = begin("set", Some(content.clone()));
-            match hand.op("set", key, |c| c.store("set", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("set {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (35..45, last) => {
-            let version = begin("delete", None);
-            if let Some(found) = hand.op("delete", key, |c| c.delete(key)) {
-                ack(version);
-                if certain && found && last.is_none() {
-                    hand.violation(format!("RESURRECTED: delete {key} found an item, deleted before"));
-                } else if certain && !found && last.is_some() {
-                    hand.violation(format!("LOST: delete {key} found nothing"));
-                }
-            }
-        }
-        (45..51, None) => {
-            let (content, exptime) = hand.content(key);
-            let version = begin("add", Some(content.clone()));
-            match hand.op("add", key, |c| c.store("add", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("RESURRECTED: add {key} answered {other:?} to an absent key")),
-                None => {}
-            }
-        }
-        (45..51, Some(_)) => {
-            let (content, exptime) = hand.content(key);
-            let answer = hand.op("add", key, |c| c.store("add", key, content.flags, exptime, &content.bytes));
-            if let Some(answer) = answer
-                && answer != Stored::NotStored
-            {
-                hand.violation(format!("ADD on an existing key: {key} answered {answer:?}"));
-                begin("add", Some(content));
-            }
-        }
-        (51..64, None) => {
-            let verb = ["replace", "append", "prepend"][lot % 3];
-            let (content, exptime) = hand.content(key);
-            let answer = hand.op(verb, key, |c| c.store(verb, key, content.flags, exptime, &content.bytes));
-            if let Some(answer) = answer
-                && answer != Stored::NotStored
-            {
-                hand.violation(format!("RESURRECTED: {verb} {key} answered {answer:?}, deleted before"));
-                begin(verb, Some(content));
-            }
-        }
-        (51..55, Some(_)) => {
-            let (content, exptime) = hand.content(key);
-            let version = begin("replace", Some(content.clone()));
-            match hand.op("replace", key, |c| c.store("replace", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("LOST: replace {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (55..64, Some(mut content)) if content.bytes.len() < 4000 => {
-            let verb = if lot < 60 { "append" } else { "prepend" };
-            let piece = format!("<{:x}>", hand.rng.next()).into_bytes();
-            if verb == "append" {
-                content.bytes.extend_from_slice(&piece);
-            } else {
-                content.bytes.splice(0..0, piece.iter().copied());
-            }
-            let version = begin(verb, Some(content));
-            match hand.op(verb, key, |c| c.store(verb, key, 0, 0, &piece)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => hand.violation(format!("LOST: {verb} {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (64..70, Some(content)) => {
-            let (exptime, expires) = hand.exptime();
-            let version = begin("touch", Some(Content { expires, ..content }));
-            match hand.op("touch", key, |c| c.touch(key, exptime)) {
-                Some(true) => ack(version),
-                Some(false) => hand.violation(format!("LOST: touch {key} found nothing")),
-                None => {}
-            }
-        }
-        (70..74, Some(content)) => {
-            let (exptime, expires) = hand.exptime();
-            let version = begin("gat", Some(Content { expires, ..content }));
-            if let Some(item) = hand.op("gat", key, |c| c.gat(exptime, key)) {
-                judge_read(hand, model, writer, k, version, item.as_ref(), "gat");
-                if item.is_some() {
-                    ack(version);
-                }
-            }
-        }
-        (74..84, Some(_)) => {
-            let Some(token) = own_gets(hand, model, writer, k) else { return };
-            if hand.rng.percent(20) {
-                old_tokens.push((k, token, model.history(writer, k).acked()));
-            }
-            let (content, exptime) = hand.content(key);
-            let version = begin("cas", Some(content.clone()));
-            match hand.op("cas", key, |c| c.cas(key, content.flags, exptime, &content.bytes, token)) {
-                Some(Stored::Stored) => ack(version),
-                Some(Stored::Exists) => {
-                    // Right when the leader has changed since; counted.
-                    hand.tally.count("cas refused though nobody wrote");
-                    model.history(writer, k).refuse(version);
-                }
-                Some(other) => hand.violation(format!("LOST: cas {key} answered {other:?}")),
-                None => {}
-            }
-        }
-        (84..88, Some(_)) => {
-            let Some(token) = own_gets(hand, model, writer, k) else { return };
-            let (content, exptime) = hand.content(key);
-            let version = begin("set", Some(content.clone()));
-            match hand.op("set", key, |c| c.store("set", key, content.flags, exptime, &content.bytes)) {
-                Some(Stored::Stored) => ack(version),
-                Some(other) => return hand.violation(format!("set {key} answered {other:?}")),
-                None => return,
-            }
-            use_old_token(hand, model, writer, k, token);
-        }
-        (88..92, _) => {
-            let Some(at) = old_tokens.len().checked_sub(1) else { return };
-            let (k, token, taken) = old_tokens.swap_remove(hand.rng.below(at + 1));
-            let overtaken = {
-                let history = model.history(writer, k);
-                history.certain() && history.acked() > taken
-            };
-            if overtaken && model.history(writer, k).last().is_some() {
-                use_old_token(hand, model, writer, k, token);
-            }
-        }
-        (92..96, _) => {
-            // A write without an answer, and a read behind it in the same breath.
-            let (content, exptime) = hand.content(key);
-            let version = begin("set noreply", Some(content.clone()));
-            let mut bytes = storage("set", key, content.flags, exptime, &content.bytes, " noreply");
-            bytes.extend_from_slice(format!("get {key}\r\n").as_bytes());
-            let answer = hand.op("set noreply + get", key, |c| c.send(&bytes).and_then(|()| c.values()));
-            if let Some(mut items) = answer {
-                let item = items.pop();
-                if judge_read(hand, model, writer, k, version, item.as_ref(), "get behind own noreply set") {
-                    ack(version);
-                }
-            }
-        }
-        _ => {
-            let from = model.history(writer, k).acked();
-            if let Some(item) = hand.op("get", key, |c| c.get(key)) {
-                hand.tally.count("reads");
-                judge_read(hand, model, writer, k, from, item.as_ref(), "own get");
-            }
-        }
-    }
-}
-
-fn judge_read(hand: &Hand, model: &Model, w: usize, k: usize, from: u64, item: Option<&Item>, what: &str) -> bool {
-    let judged = model.history(w, k).judge(from, item);
-    if let Err(why) = &judged {
-        hand.violation(format!("{what} {}: {why}", model.register_key(w, k)));
-    }
-    judged.is_ok()
-}
-
-/// `gets` of a key that its owner knows to be there.
-fn own_gets(hand: &mut Hand, model: &Model, writer: usize, k: usize) -> Option<u64> {
-    let key = &model.register_key(writer, k);
-    let from = model.history(writer, k).acked();
-    let item = hand.op("gets", key, |c| c.gets(key))?;
-    hand.tally.count("reads");
-    judge_read(hand, model, writer, k, from, item.as_ref(), "own gets");
-    item.and_then(|i| i.cas)
-}
-
-/// A token that a later acknowledged write has made worthless must not win.
-fn use_old_token(hand: &mut Hand, model: &Model, writer: usize, k: usize, token: u64) {
-    let key = &model.register_key(writer, k);
-    let (content, exptime) = hand.content(key);
-    let version = model.history(writer, k).begin("cas", Some(content.clone()));
-    hand.tally.count("old cas tokens tried");
-    match hand.op("cas", key, |c| c.cas(key, content.flags, exptime, &content.bytes, token)) {
-        Some(Stored::Exists) => model.history(writer, k).refuse(version),
-        Some(Stored::Stored) => {
-            model.history(writer, k).acknowledge(version);
-            hand.violation(format!("OLD TOKEN WON: cas {key} with {token}, taken before a later write"));
-        }
-        Some(other) => hand.violation(format!("LOST: cas {key} answered {other:?}")),
-        None => {}
-    }
-}
-
-pub(super) fn read_registers(hand: &mut Hand, _: usize) {
-    let model = hand.model.clone();
-    if model.mix.writers == 0 {
-        return;
-    }
-    while hand.next() {
-        let mut picks = Vec::new();
-        for _ in 0..=hand.rng.below(12) {
-            let pick = (hand.rng.below(model.mix.writers), hand.rng.below(model.mix.keys_per_writer));
-            if !picks.contains(&pick) {
-                picks.push(pick);
-            }
-        }
-        let keys: Vec<String> = picks.iter().map(|&(w, k)| model.register_key(w, k)).collect();
-        let from: Vec<u64> = picks.iter().map(|&(w, k)| model.history(w, k).acked()).collect();
-        let verb = if hand.rng.percent(20) { "gets" } else { "get" };
-        if let Some(items) = hand.op("multi-get", &keys[0], |c| c.get_many(verb, &keys)) {
-            for ((&(w, k), from), item) in picks.iter().zip(from).zip(items) {
-                hand.tally.count("reads");
-                if item.is_some() {
-                    hand.tally.count("hits");
-                }
-                judge_read(hand, &model, w, k, from, item.as_ref(), verb);
-            }
-        }
-        hand.pause();
     }
 }
 

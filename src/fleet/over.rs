@@ -33,7 +33,7 @@ impl Over {
 reasons! {
     /// See the module's words. Name, and words.
     pub(super) enum Over {
-        /// It has closed or broken it, or half of it and has its answers.
+        /// The client has closed it, or its half of it and has all answers; or it broke.
         Left = "closed_by_client", "it closed the connection";
         /// By the active proxy, which knows why: it said `quit`, say.
         ByActive = "closed_by_active", "the active proxy closed it";
@@ -61,7 +61,7 @@ reasons! {
 
 /// How the clients of this proxy as a standby ended.
 #[derive(Default)]
-pub(in crate::fleet) struct Ends {
+pub(super) struct Ends {
     counts: [AtomicU64; Over::ALL.len()],
     /// Those that are in no line of the log yet, and when the last line was written.
     untold: Mutex<(u64, Option<Instant>)>,
@@ -89,7 +89,7 @@ impl Ends {
     }
 
     /// Names and counts.
-    pub(in crate::fleet) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Over::ALL.iter().map(|&why| (why.name(), self.counts[why as usize].load(Ordering::Relaxed)))
     }
 }

@@ -1,4 +1,5 @@
-//! The proxy starts: sequences of events that a review of the start-up found.
+//! Sequences of events before, during and after a start: servers taken out and put in again,
+//! proxies that end, memories that are lost.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The resync job on two real memcached processes.
+//! The resync job alone, without a proxy around it, on two real memcached processes.
 
 mod strangers;
 mod world;
@@ -517,7 +517,7 @@ async fn a_throttled_resync_ends_under_more_writes_than_its_rate() {
     assert_eq!(world.assert_equal(&keys).await, COUNT);
 }
 
-/// `cargo test --release --test it -- --ignored --nocapture resync_memcached::speed`
+/// `cargo test --release --test it -- --ignored --nocapture resync_job::speed`
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
 async fn speed() {
