@@ -65,7 +65,7 @@ mod tests {
         let (pid, socket) = (dir.path().join("pid"), dir.path().join("socket"));
         let own = OwnFiles::default();
         own.add_pid_file(PidFile::create(&pid).unwrap());
-        assert_eq!(own.paths(), [pid.clone()]);
+        assert_eq!(own.paths(), std::slice::from_ref(&pid));
         own.remove();
         assert!(!pid.exists() && own.paths().is_empty());
         let _bound = std::os::unix::net::UnixListener::bind(&socket).unwrap();
