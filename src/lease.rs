@@ -60,6 +60,9 @@ impl Boot {
 #[derive(Debug)]
 pub struct Lease(AtomicU64);
 
+/// The end of a lease that is never extended again.
+const REVOKED: u64 = 1;
+
 /// How often a thread that stands still looks whether the lease goes on.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -81,12 +84,22 @@ impl Lease {
 
     /// Nobody else acts before then.
     pub fn extend(&self, until: Boot) {
-        self.0.fetch_max(until.0, Ordering::AcqRel);
+        self.change(|end| end.max(until.0));
     }
 
     /// From now on this process does nothing, before the lease is extended.
     pub fn end(&self) {
-        self.0.store(0, Ordering::Release);
+        self.change(|_| 0);
+    }
+
+    /// From now on this process does nothing more.
+    pub fn revoke(&self) {
+        self.0.store(REVOKED, Ordering::Release);
+    }
+
+    fn change(&self, new: impl Fn(u64) -> u64) {
+        // `Err`: it was revoked.
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |end| (end != REVOKED).then(|| new(end)));
     }
 
     /// Returns at a moment at which this process may act. Blocks the thread until then.
@@ -122,6 +135,11 @@ pub fn extend(until: Boot) {
     own(|lease| lease.extend(until));
     #[cfg(test)]
     process::wake();
+}
+
+/// This process does nothing more, whatever those who keep its lease are told yet.
+pub fn revoke() {
+    own(Lease::revoke);
 }
 
 /// How long this process may act yet.
@@ -177,6 +195,21 @@ mod tests {
         lease.end();
         assert!(!lease.holds(Boot(0)));
         assert!(Lease::unbounded().holds(Boot(u64::MAX - 1)));
+    }
+
+    /// The answer to a heartbeat may be under way.
+    #[test]
+    fn a_lease_that_was_revoked_is_extended_no_more() {
+        let lease = Lease::unbounded();
+        lease.end();
+        lease.extend(Boot(10));
+        lease.revoke();
+        assert!(!lease.holds(Boot(5)));
+        lease.extend(Boot(20));
+        assert!(!lease.holds(Boot(5)));
+        lease.end();
+        lease.extend(Boot(20));
+        assert!(!lease.holds(Boot(5)));
     }
 
     #[test]

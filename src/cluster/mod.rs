@@ -142,6 +142,8 @@ use events::Internal;
 pub use losses::{Losses, Lost, NoStandby};
 pub use names::Names;
 use nodes::NodeRun;
+#[cfg(test)]
+pub(crate) use probes::JITTER;
 pub use turn::{Refused, Turn};
 
 /// The quiet time after an unclean start: what a dead proxy's sockets still held lands before

@@ -20,7 +20,7 @@ use super::{Cluster, Internal};
 
 /// Jitter keeps many proxies from probing in step: the shortest and the longest time between two
 /// probes, in intervals.
-pub(super) const JITTER: Range<f64> = 0.8..1.2;
+pub(crate) const JITTER: Range<f64> = 0.8..1.2;
 
 /// An unanswered probe or flush is reported this many times within its timeout.
 pub(super) const AWAITED_REPORTS: u32 = 8;
@@ -121,6 +121,7 @@ impl Cluster {
         run.silent_since = None;
         run.refused_since = None;
         self.tell_relief(node);
+        self.judge_later_mark(found.fleet.as_ref());
         let run = &mut self.nodes[node.index()];
         if run.health.is_up() {
             return self.probe_of_one_in_use(node, begun, found);

@@ -111,14 +111,18 @@ impl Cluster {
         found.into_iter().flatten().try_for_each(|(node, mark)| self.may_be_marked(node, &mark))
     }
 
+    /// At every answer to a probe, whatever else it shows: whoever took over may have flushed the
+    /// server, and this proxy may have lost it for that. Returns whether this proxy is over.
+    pub(super) fn judge_later_mark(&self, found: Option<&FleetMark>) -> bool {
+        let later = found.filter(|found| self.turn.as_ref().is_some_and(|turn| turn.mark.is_ended_by(found)));
+        later.inspect(|later| self.losses.marked_by_other(later)).is_some()
+    }
+
     /// At every good probe of a node in use.
     pub(super) fn judge_fleet_mark(&mut self, node: NodeId, found: Option<FleetMark>) {
         let (Some(turn), Some(found)) = (&self.turn, found) else { return };
-        if found == turn.mark {
+        if found == turn.mark || self.judge_later_mark(Some(&found)) {
             return;
-        }
-        if turn.mark.is_ended_by(&found) {
-            return self.losses.marked_by_other(&found);
         }
         tracing::warn!(node = %self.topology.addr(node), found = %found, "a former active proxy has marked the server late: it is marked again");
         if let Some(incarnation) = self.nodes[node.index()].incarnation {
@@ -274,12 +278,13 @@ mod tests {
     use std::sync::Mutex;
 
     use futures::future::{BoxFuture, FutureExt};
+    use tokio::time::Instant;
 
     use super::*;
-    use crate::backend::NodeView;
+    use crate::backend::{NodeView, Probe};
     use crate::cluster::alone::{agreeing, alone};
     use crate::cluster::{Losses, Lost};
-    use crate::ids::{Generation, Place};
+    use crate::ids::{Generation, Incarnation, Place};
     use crate::pair::State;
 
     const SERVERS: &str = "-s 127.0.0.1:1 -b 127.0.0.1:2";
@@ -373,6 +378,29 @@ mod tests {
         assert!(told.marks.lock().unwrap().is_empty());
         cluster.judge_epoch(next);
         assert_eq!(told.marks.lock().unwrap().len(), 1);
+    }
+
+    /// The next proxy has flushed the server, say, and this one has lost it for that.
+    #[tokio::test]
+    async fn a_later_mark_counts_in_each_answer_to_a_probe() {
+        for (is_up, incarnation, missing) in [
+            (true, Some(Incarnation(2)), false),
+            (true, Some(Incarnation(1)), true),
+            (true, None, true),
+            (false, Some(Incarnation(1)), false),
+        ] {
+            let (mut cluster, told) = cluster();
+            cluster.begin_open(State::Degraded { leader: Place::Primary });
+            let now = cluster.now();
+            cluster.nodes[ONE.index()].incarnation = Some(Incarnation(1));
+            if !is_up {
+                cluster.nodes[ONE.index()].health.lost(now);
+            }
+            let later = mark("a", 8, "there:1");
+            let found = Probe { incarnation, missing, fleet: Some(later.clone()), ..Probe::default() };
+            cluster.probed(ONE, Instant::now(), Ok(found));
+            assert!(told.marks.lock().unwrap().contains(&later), "{is_up} {incarnation:?} {missing}");
+        }
     }
 
     #[tokio::test]

@@ -141,7 +141,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "WHERE", action = ArgAction::Append, help_heading = "Fleet")]
     pub(super) coordinate: Vec<String>,
 
-    /// File that contains USER:PASSWORD for etcd
+    /// File that contains USER:PASSWORD for etcd; read again at each log-in
     #[arg(long, value_name = "PATH", action = ArgAction::Append, help_heading = "Fleet")]
     pub(super) coordinate_login: Vec<String>,
 
@@ -160,7 +160,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "yes|no", default_value = "yes", action = ArgAction::Append, help_heading = "Fleet")]
     pub(super) candidate: Vec<String>,
 
-    /// How long requests wait while no proxy is active [default: two leases]
+    /// How long requests wait while no proxy is active, at least 0.1 s [default: two leases]
     #[arg(long, value_name = "TIME", action = ArgAction::Append, help_heading = "Fleet")]
     pub(super) takeover_wait: Vec<String>,
 

@@ -41,7 +41,9 @@
 //!   start with a new list, it is claimed after the wait, so that one with the list that it was
 //!   left with comes first. The list of lost copies is not taken over: it numbers the pairs of
 //!   another list of servers.
-//! - A proxy that reaches no server claims nothing.
+//! - A proxy that reaches no server claims nothing. What the servers say may be as old as polls may
+//!   be apart when it claims: they are asked before the wait is over, for one that is silent takes
+//!   its time.
 
 mod words;
 
@@ -63,13 +65,15 @@ pub struct Times {
     gap: u64,
     /// How often the heartbeat is raised, and candidates poll.
     pub heartbeat: u64,
+    /// So long before a claim is due the servers are asked what it needs to know.
+    ahead: u64,
     /// A thread that has not turned for so long hangs, and the heartbeat with it.
     turned: u64,
 }
 
 impl Times {
     pub fn of(lease: u64) -> Times {
-        Times { lease, spare: 8, gap: lease / 3, heartbeat: lease / 6, turned: lease / 2 }
+        Times { lease, spare: 8, gap: lease / 3, heartbeat: lease / 6, ahead: lease / 6, turned: lease / 2 }
     }
 
     /// How long a candidate sees one heartbeat before it claims a record of that lease.
@@ -142,6 +146,9 @@ struct Sight {
     /// Its holder's process is known to have ended: the heartbeat is not raised any more, and none
     /// of its requests is under way.
     dead: bool,
+    /// What the servers have said of the turn before, and when they were asked: one that is silent
+    /// is waited for while the heartbeat is.
+    survey: Option<(Boot, Survey)>,
 }
 
 /// A swap, by its heartbeat.
@@ -155,7 +162,7 @@ struct Ask {
 enum Request {
     Read { asked: Boot },
     Swap { ask: Ask, new: Record },
-    Survey,
+    Survey { asked: Boot },
     Marks,
 }
 
@@ -210,7 +217,7 @@ impl Authority {
             Event::Swapped(outcome) => self.swapped(now, outcome),
             Event::Surveyed(survey) => self.surveyed(now, survey),
             Event::MarksAreOwn(own) => self.marks_read(now, own),
-            Event::IsDead(holder) => self.is_dead(holder),
+            Event::IsDead(holder) => self.is_dead(now, holder),
             Event::Marked(generation, address) => self.marked(generation, &address),
             Event::Carry(burden) => {
                 self.burden = burden;
@@ -287,8 +294,10 @@ impl Authority {
             return self.become_active(now, seen, record, until);
         }
         let gone_on = |sight: &Sight| now.since(sight.answered) <= times.gap || !holds(Rule::AnsweredPollsCount);
-        let since = sight.as_ref().filter(|sight| sight.seen == seen && gone_on(sight)).map(|sight| sight.since);
-        let sight = sight.insert(Sight { seen, since: since.unwrap_or(now), answered: now, dead: false });
+        let before = sight.take().filter(|sight| sight.seen == seen && gone_on(sight));
+        let since = before.as_ref().map_or(now, |sight| sight.since);
+        let survey = before.and_then(|sight| sight.survey).filter(|(asked, _)| now.since(*asked) <= times.gap);
+        let sight = sight.insert(Sight { seen, since, answered: now, dead: false, survey });
         if !me.candidate {
             return vec![];
         }
@@ -298,18 +307,26 @@ impl Authority {
         let due = match &sight.seen.value {
             Value::Unreadable => false,
             Value::Record(record) if record.tenure == Tenure::Serving => {
-                record.fingerprint == me.fingerprint && now.since(sight.since) >= times.claim(record.lease)
+                let soon = now.since(sight.since) + times.ahead >= times.claim(record.lease);
+                record.fingerprint == me.fingerprint && soon
             }
             Value::Record(_) | Value::Absent => true,
         };
         if !due || self.other_list {
             return vec![];
         }
-        self.request = Some(Request::Survey);
+        match survey {
+            Some((_, said)) => self.judge_survey(now, said),
+            None => self.ask_servers(now),
+        }
+    }
+
+    fn ask_servers(&mut self, now: Boot) -> Vec<Action> {
+        self.request = Some(Request::Survey { asked: now });
         vec![Action::Survey]
     }
 
-    fn is_dead(&mut self, holder: Holder) -> Vec<Action> {
+    fn is_dead(&mut self, now: Boot, holder: Holder) -> Vec<Action> {
         let me = &self.me;
         let Role::Standby { sight: Some(sight), .. } = &mut self.role else { return vec![] };
         let seen = sight.seen.value.record();
@@ -318,14 +335,24 @@ impl Authority {
             return vec![];
         }
         sight.dead = true;
-        self.request = Some(Request::Survey);
-        vec![Action::Survey]
+        self.ask_servers(now)
     }
 
     /// What the servers say of the turn before.
     fn surveyed(&mut self, now: Boot, survey: Survey) -> Vec<Action> {
-        self.request = None;
-        let Role::Standby { sight: Some(sight), .. } = &self.role else { return vec![] };
+        let request = self.request.take();
+        if let (Role::Standby { sight: Some(sight), .. }, Some(Request::Survey { asked })) = (&mut self.role, request)
+            && survey.answered != Answered::None
+            && sight.seen.value.record().is_some_and(|record| record.tenure == Tenure::Serving)
+        {
+            sight.survey = Some((asked, survey));
+        }
+        self.judge_survey(now, survey)
+    }
+
+    /// Claims the record, if by this it may.
+    fn judge_survey(&mut self, now: Boot, survey: Survey) -> Vec<Action> {
+        let Role::Standby { sight: Some(sight), .. } = &mut self.role else { return vec![] };
         let theirs = sight.seen.value.record().map_or(0, |record| record.lease).max(survey.lease);
         let waited = sight.dead || now.since(sight.since) >= self.times.claim(theirs);
         let interrupted = !sight.dead && now.since(sight.answered) > self.times.gap && holds(Rule::AnsweredPollsCount);
@@ -369,6 +396,8 @@ impl Authority {
             lease: self.times.lease,
         };
         let seen = sight.seen.clone();
+        // The next claim, if this one is not heard of, asks them anew.
+        sight.survey = None;
         self.ask_to_swap(now, seen, claim)
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use super::http::{Answer, Http, HttpError, NO_HTTP};
+use super::http::{Answer, Http, HttpError, NO_HTTP, TLS};
 use super::lookup::share;
 use super::record::Record;
 use super::register::{Register, Seen, Swapped, Unread, Value};
@@ -27,6 +27,13 @@ impl std::fmt::Debug for Access {
     }
 }
 
+/// Says who it is: it may have changed.
+type Tells = Box<dyn Fn() -> Option<Access> + Send>;
+
+/// How long a log-in may take at least: etcd makes it dear (some 0.1 s of a processor), and it
+/// comes once, or when somebody changes users or roles, for which all tokens end.
+const LOG_IN: Duration = Duration::from_secs(1);
+
 pub struct Etcd {
     members: Vec<Http>,
     /// The member that is asked.
@@ -34,6 +41,7 @@ pub struct Etcd {
     /// The key, as the gateway has it.
     key: String,
     access: Option<Access>,
+    tells: Option<Tells>,
     token: Option<String>,
     /// The text that was read last, with its revision: another release may have written more in it
     /// than a record shows.
@@ -47,9 +55,16 @@ impl Etcd {
             present: 0,
             key: base64(format!("/resilver/v1/{name}/active").as_bytes()),
             access,
+            tells: None,
             token: None,
             read: None,
         }
+    }
+
+    /// This is asked at each log-in. Where it does not know, what was known before counts.
+    #[must_use]
+    pub fn told_by(self, tells: impl Fn() -> Option<Access> + Send + 'static) -> Etcd {
+        Etcd { tells: Some(Box::new(tells)), ..self }
     }
 
     /// Whether this etcd can be used; one member that can is enough. `Ok(None)`: it can;
@@ -72,8 +87,15 @@ impl Etcd {
 
     /// The present member, or the first one that can be reached.
     fn judge_one(&mut self, deadline: Instant) -> Result<Option<String>, Unread> {
-        let answer = match self.each(deadline, |member, _, until| member.ask("/version", None, None, until)) {
-            Err(Unread(why)) if why.contains(NO_HTTP) => return Ok(Some(why)),
+        let version = |member: &mut Http, until| {
+            let answer = member.ask("/version", None, None, until);
+            answer.map_err(|error| match error {
+                HttpError::Unanswered(_) if member.speaks_tls(until) => HttpError::Unanswered(TLS.to_owned()),
+                error => error,
+            })
+        };
+        let answer = match self.each(deadline, |member, _, until| version(member, until)) {
+            Err(Unread(why)) if why.contains(NO_HTTP) || why.contains(TLS) => return Ok(Some(why)),
             answer => answer?,
         };
         let whose = self.whose();
@@ -93,12 +115,27 @@ impl Etcd {
             return Ok(Some(format!("etcd {version} on {whose} is too old: 3.4 or later is needed")));
         }
         match self.call("/v3/kv/range", &json!({ "key": self.key }), deadline) {
-            Ok(_) => Ok(None),
+            Ok(_) => Ok(self.forbids_writing(deadline)),
             Err(Failed::Denied(why)) => Ok(Some(format!("etcd on {whose} refuses access: {why}"))),
             Err(Failed::NoGateway(_)) => Ok(Some(format!(
                 "etcd {version} on {whose} has no JSON gateway: start it with --enable-grpc-gateway=true"
             ))),
             Err(Failed::Unanswered(why) | Failed::Said(why)) => Err(Unread(why)),
+        }
+    }
+
+    /// A swap that is never made tells: permissions come first.
+    fn forbids_writing(&mut self, deadline: Instant) -> Option<String> {
+        let never = i64::MAX.to_string();
+        let compared = json!({ "key": self.key, "target": "CREATE", "result": "EQUAL", "create_revision": never });
+        let put = json!({ "request_put": { "key": self.key, "value": "" } });
+        match self.call("/v3/kv/txn", &json!({ "compare": [compared], "success": [put] }), deadline) {
+            Err(Failed::Denied(why)) => {
+                let whose = self.whose();
+                Some(format!("etcd on {whose} lets this user read the record, but not write it: {why}"))
+            }
+            // What else there is may pass, and is said when it matters.
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -169,7 +206,7 @@ impl Etcd {
                 (404, _) => return Err(Failed::NoGateway(whose)),
                 // The token has expired, or the password has changed.
                 (401, _) if self.token.take().is_some() => {}
-                (_, Some(why)) if why.contains("invalid auth token") && self.token.take().is_some() => {}
+                (_, Some(why)) if is_over(why) && self.token.take().is_some() => {}
                 (_, Some(why)) if is_denial(why) => return Err(Failed::Denied(why.to_owned())),
                 (_, Some(why)) if why.contains("database space exceeded") => {
                     return Err(Failed::Said(format!(
@@ -186,7 +223,9 @@ impl Etcd {
     }
 
     fn log_in(&mut self, deadline: Instant) -> Result<(), Failed> {
+        self.access = self.tells.as_ref().and_then(|tells| tells()).or(self.access.take());
         let Some(Access { user, password }) = self.access.clone() else { return Ok(()) };
+        let deadline = deadline.max(Instant::now() + LOG_IN);
         let body = json!({ "name": user, "password": password }).to_string();
         let answer =
             self.each(deadline, |member, _, until| member.ask("/v3/auth/authenticate", Some(&body), None, until));
@@ -203,6 +242,11 @@ impl Etcd {
         }
         Ok(())
     }
+}
+
+/// A token counts no more; by the last word, because a user, a role or a password has changed.
+fn is_over(why: &str) -> bool {
+    ["invalid auth token", "revision of auth store is old"].iter().any(|w| why.contains(w))
 }
 
 fn is_denial(why: &str) -> bool {

@@ -13,6 +13,12 @@ const HTTP: &[u8] = b"HTTP/1.";
 /// What is said of what listens there and is something else.
 pub const NO_HTTP: &str = "it does not speak HTTP";
 
+/// The same of what speaks HTTP within TLS.
+pub const TLS: &str = "it speaks TLS, which is not spoken here: give a port on which it speaks plain HTTP";
+
+/// The beginning of a handshake that nobody goes on with: who speaks TLS says so in a record.
+const HELLO: &[u8] = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00";
+
 /// More than any answer to what is asked here.
 const MOST: usize = 1 << 20;
 
@@ -80,6 +86,19 @@ impl Http {
         let (answer, keeps) = answered.map_err(|error| HttpError::Unanswered(in_words(&error)))?;
         self.kept = keeps.then_some(stream);
         Ok(answer)
+    }
+
+    /// Whether TLS is spoken there, as far as that is known by the deadline.
+    pub fn speaks_tls(&mut self, deadline: Instant) -> bool {
+        let mut said = [0; 2];
+        let said = self.connect(deadline).and_then(|mut stream| {
+            send(&mut stream, HELLO, deadline)?;
+            stream.set_read_timeout(Some(left(deadline)?))?;
+            stream.read_exact(&mut said)?;
+            Ok(said)
+        });
+        // An alert, or a handshake, of any version.
+        matches!(said, Ok([0x15 | 0x16, 0x03]))
     }
 
     /// Whether it is known where it is. What is not known yet is looked up meanwhile.

@@ -19,6 +19,7 @@ use crate::coord::{
 };
 use crate::ids::Generation;
 use crate::lease::{self, Boot};
+use crate::rules::{Rule, holds};
 
 use super::asked::{Answer, Ask, Asked};
 
@@ -69,6 +70,8 @@ pub(super) struct Known {
     pub(super) lease: Duration,
     /// Its list of servers is another one than this proxy's.
     pub(super) other_list: bool,
+    /// The active proxy awaits the end of a former one, by that record.
+    pub(super) awaits: bool,
     /// Why the register could not be asked when that was tried last.
     pub(super) trouble: Option<String>,
     /// The active proxy's heartbeat has stood still for longer than a lease.
@@ -126,7 +129,13 @@ impl Keeper {
         }
     }
 
+    /// Another proxy, by whose mark this one is over, has marked a server. Whoever keeps the lease
+    /// hears of it when the register has answered what it was asked, or its time for that is over:
+    /// of a register out of reach this would go on acting meanwhile.
     pub(super) fn marked(&self, mark: &FleetMark) {
+        if holds(Rule::FencedByMark) {
+            lease::revoke();
+        }
         let told = if mark.name == self.name {
             Told::Event(Event::Marked(mark.generation, mark.address.clone()))
         } else {
@@ -442,8 +451,10 @@ impl Work {
             ))
         });
         let trouble = read.as_ref().err().or(unreadable.as_ref());
-        // The active proxy would otherwise alternate between two log lines.
-        if trouble.is_some() || !self.refused || self.shows.borrow().role == Role::Standby {
+        // Whose swaps fail while reads are answered would alternate between two log lines. (A
+        // standby swaps nothing while another proxy lives.)
+        let is_standby = self.shows.borrow().role == Role::Standby;
+        if trouble.is_some() || !self.refused || is_standby && read.as_ref().is_ok_and(|seen| self.is_alive(seen)) {
             self.tell_trouble(trouble);
         }
         let seen = read.ok();
@@ -460,6 +471,12 @@ impl Work {
             self.events.push_back(Event::Read(seen));
         }
         ask
+    }
+
+    /// Whether a proxy serves by this record, as far as is known.
+    fn is_alive(&self, seen: &Seen) -> bool {
+        let serves = seen.value.record().is_some_and(|record| record.tenure == Tenure::Serving);
+        serves && !self.sight.as_ref().is_some_and(Sight::is_silent)
     }
 
     fn begin(&mut self, generation: Generation, predecessor: Burden) {
@@ -492,7 +509,7 @@ impl Work {
             // There is no holder now: forget what was known about the last one.
             self.sight = None;
             self.shows.send_if_modified(|known| {
-                let none = Known { active: None, other_list: false, silent: false, ..known.clone() };
+                let none = Known { active: None, other_list: false, silent: false, awaits: false, ..known.clone() };
                 let changed = known.role == Role::Standby && *known != none;
                 if changed {
                     *known = none;
@@ -525,6 +542,7 @@ impl Work {
             active: serving.then(|| record.address.clone()),
             lease: Duration::from_micros(record.lease),
             other_list: serving && record.fingerprint != self.me.fingerprint,
+            awaits: serving && record.awaits,
             trouble: None,
             silent: serving && silent,
         };

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::coord::Register;
 use crate::fleet::survey::Surveyor;
+use crate::lease::process::{Clock, Needs, Process};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -65,12 +66,13 @@ fn a_silent_holder_is_ended_after_its_lease_and_none_that_has_another_list() {
 fn what_was_said_of_a_holder_is_not_said_where_there_is_none() {
     for none in [Value::Absent, Value::Unreadable] {
         let (mut work, known) = standby();
-        work.saw(&seen(&Record { fingerprint: 2, ..Record::of(Holder(2)) }));
-        assert!(known.borrow().other_list && known.borrow().active.is_some());
+        work.saw(&seen(&Record { fingerprint: 2, awaits: true, ..Record::of(Holder(2)) }));
+        let Known { active, other_list, awaits, .. } = known.borrow().clone();
+        assert!(other_list && awaits && active.is_some());
         work.shows.send_modify(|known| known.silent = true);
         work.saw(&Seen { revision: 2, value: none });
-        let Known { active, other_list, silent, .. } = known.borrow().clone();
-        assert_eq!((active, other_list, silent), (None, false, false));
+        let Known { active, other_list, silent, awaits, .. } = known.borrow().clone();
+        assert_eq!((active, other_list, silent, awaits), (None, false, false, false));
         assert!(work.sight.is_none(), "nobody's heartbeat stands still");
     }
 }
@@ -88,16 +90,41 @@ fn who_has_become_active_says_from_the_first_moment_whether_the_former_is_awaite
 /// An etcd that is full answers each read: twice a lease the log said that all was well.
 #[test]
 fn what_a_swap_failed_for_is_said_until_one_succeeds() {
-    for (role, said) in [(Role::Active, true), (Role::Suspended, true), (Role::Standby, false)] {
+    let (serves, none) = (seen(&Record::of(Holder(2))), Seen { revision: 0, value: Value::Absent });
+    for (role, found, said) in [
+        (Role::Active, &serves, true),
+        (Role::Suspended, &serves, true),
+        (Role::Standby, &serves, false),
+        (Role::Standby, &none, true),
+    ] {
         let (mut work, known) = standby();
         work.shows.send_modify(|known| known.role = role);
         let trouble = || known.borrow().trouble.is_some();
         work.heard(Answer::Swapped(Err(Unread("it is full".to_owned()))));
         assert!(trouble());
-        work.heard(Answer::Read(Ok(seen(&Record::of(Holder(2))))));
+        work.heard(Answer::Read(Ok(found.clone())));
         assert_eq!(trouble(), said, "{role:?}: a standby swaps nothing for as long as another one is active");
         work.heard(Answer::Swapped(Ok(Swapped::Done(2))));
         work.heard(Answer::Read(Ok(seen(&Record::of(Holder(2))))));
         assert!(!trouble());
     }
+}
+
+/// A register out of reach owes its answer, and the keeper waits for that.
+#[tokio::test]
+async fn who_is_over_by_a_mark_does_nothing_more_before_the_keeper_hears_of_it() {
+    let (keeper, told) = Keeper::for_tests(Role::Active);
+    let soon = || Boot::now().after(LEASE.as_micros() as u64);
+    let mark = FleetMark { name: "a".to_owned(), generation: Generation(8), address: "b:1".to_owned(), lease: LEASE };
+    let work = async {
+        lease::extend(soon());
+        assert!(!lease::is_over());
+        keeper.marked(&mark);
+        assert!(lease::is_over());
+        // The answer to a heartbeat that was under way.
+        lease::extend(soon());
+        assert!(lease::is_over());
+    };
+    Process::new(Clock::new(1_000_000, 1_000)).run(Needs::Turns, work).await;
+    assert!(matches!(told.try_recv(), Ok(Told::Event(Event::Marked(Generation(8), _)))));
 }

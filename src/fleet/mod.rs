@@ -21,6 +21,7 @@ mod agreement;
 mod asked;
 mod doors;
 mod follow;
+mod ghosts;
 mod keeper;
 mod leave;
 mod over;
@@ -65,6 +66,7 @@ use agreement::Agreement;
 use asked::Asked;
 use doors::Doors;
 use follow::Follower;
+use ghosts::Ghosts;
 use keeper::{Keeper, Order, Role, Tools};
 pub use leave::leave;
 use peers::{Caller, Host, Serves, Serving};
@@ -81,6 +83,10 @@ pub const EXIT_FENCED: u8 = 75;
 /// stops, and answers those that it has. (Clients that do not read delay no other ones: see
 /// `relay`.)
 const LEAVING: Duration = Duration::from_millis(150);
+
+/// A request waits so long in any case: with a shorter `--takeover-wait` it would be refused while
+/// the connection to an active proxy that is well comes about.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
 
 /// How long the log is given to be written.
 const LAST_WORDS: Duration = Duration::from_millis(20);
@@ -168,6 +174,7 @@ impl Fleet {
         let shared = share(&settings, &own, name.clone(), (&keeper, address.clone(), former), target);
         runtime.spawn(peers::listen(peers, Host { name, serves: served.clone(), lease: own.lease }));
         runtime.spawn(Follower::new(keeper.known.clone(), served, shows, shared.clone()).run());
+        runtime.spawn(Ghosts::new(&settings, keeper.known.clone(), shared.clone()).run());
         runtime.spawn(Reach::new(&settings, keeper.known.clone(), shared.clone(), hands_over.clone()).run());
         runtime.spawn(async move {
             shutdown.cancelled().await;
@@ -337,7 +344,7 @@ fn share(
     Arc::new(Shared {
         me,
         target,
-        takeover_wait: own.takeover_wait,
+        takeover_wait: own.takeover_wait.max(LEAST_WAIT),
         clients: TaskTracker::new(),
         max_clients: settings.max_clients,
         idle_timeout: settings.idle_timeout,

@@ -41,6 +41,9 @@ pub(super) fn open(own: &FleetSettings, holder: Holder) -> std::io::Result<Opene
         RegisterSettings::Etcd { members, name } => {
             let access = own.login.as_deref().map(login).transpose()?;
             let mut etcd = Etcd::new(members, name, access);
+            if let Some(path) = own.login.clone() {
+                etcd = etcd.told_by(move || login(&path).ok());
+            }
             match etcd.judge(Instant::now() + FIRST_WORD) {
                 Ok(None) => {}
                 Ok(Some(why)) => return Err(refuse(why)),

@@ -71,6 +71,11 @@ impl Ends {
         self.0.tell(Event::Leave);
     }
 
+    /// Somebody waits for a new active proxy.
+    pub(crate) fn hurry(&self) {
+        self.0.hurry();
+    }
+
     /// It has stopped, and nothing is sent to servers any more.
     pub(crate) fn stopped(&self) {
         self.0.tell(Event::Stopped);

@@ -22,7 +22,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
-use crate::cluster::Losses;
+use crate::cluster::{JITTER, Losses};
+use crate::config::Settings;
 use crate::coord::{Holder, Me, Record, Seen, Swapped, Unread};
 use crate::fleet::simulated::{Becomes, Connecting, Dials, Ends, Kept, Own, Passing, Reaches};
 use crate::ids::Generation;
@@ -42,9 +43,13 @@ const GRACE: Duration = Duration::from_secs(20);
 const RIGHT: u64 = 1_000;
 /// None is quicker than another one by more than an eighth.
 const QUICKEST: u64 = 1_120;
-/// After its clock stood still a proxy takes itself for active for so long at most: probes find the
-/// mark of a later one.
-const FENCED: Duration = Duration::from_millis(500);
+
+/// After its clock stood still a proxy takes itself for active until a probe finds the mark of a
+/// later one, for so long at most: a probe that had read the marks before, or is not answered, ends
+/// within its timeout; the next one follows within the longest pause, and is answered in time.
+fn fenced_within(settings: &Settings) -> Duration {
+    settings.probe_interval.mul_f64(JITTER.end) + 2 * settings.probe_timeout
+}
 
 pub(super) struct Fleet(Rc<Inner>);
 
@@ -84,6 +89,7 @@ struct Present {
     generation: Rc<Cell<u64>>,
     /// When it went on after its clock had stood still.
     thawed: Rc<Cell<Option<Instant>>>,
+    ends: Ends,
 }
 
 impl Present {
@@ -116,7 +122,10 @@ impl Fleet {
         ground.net.have_machines(longest);
         // Later than a heartbeat may be it is never heard.
         let late_ms = rng.random_range(0..shortest.as_millis() as u64 / 6);
-        let usual = Faults { lost_one_in: 0, late_one_in: [0, 1, 3][rng.random_range(0..3)], late_ms };
+        let late_one_in = [0, 1, 3][rng.random_range(0..3)];
+        // Where it is late, nobody takes over in time.
+        let late_one_in = if profile == Profile::FleetHosts { 0 } else { late_one_in };
+        let usual = Faults { lost_one_in: 0, late_one_in, late_ms };
         let register = SimRegister::new(usual, rng);
         let wires = profile.passes_on().then(|| Wires::new(rng));
         let (machines, rng) = (RefCell::new(machines), RefCell::new(SmallRng::seed_from_u64(rng.random())));
@@ -191,6 +200,11 @@ impl Fleet {
             note(|| format!("FAULT  machine {machine}: proxy {} is to stop", present.id));
             present.stops.cancel();
         }
+    }
+
+    /// Clients wait at all of them.
+    pub(super) fn hurry(&self) {
+        self.machines().filter_map(|machine| self.present(machine)).for_each(|present| present.ends.hurry());
     }
 
     /// SIGSTOP. `unsent`: what it has written just now to these hosts is not sent before it goes
@@ -293,15 +307,6 @@ impl Inner {
         };
         let (ended, stops) = (CancellationToken::new(), CancellationToken::new());
         let (process, generation) = (Process::new(clock), Rc::new(Cell::new(0)));
-        let present = Present {
-            id,
-            process: process.clone(),
-            ended: ended.clone(),
-            stops: stops.clone(),
-            generation: generation.clone(),
-            thawed: Rc::default(),
-        };
-        self.machines.borrow_mut()[machine].present = Some(present);
         note(|| format!("world  machine {machine}: proxy {id} starts"));
         let me = Me {
             holder: Holder(ambient::random_u64().max(1)),
@@ -319,6 +324,16 @@ impl Inner {
         };
         let kept = Kept::new(me, own, fence);
         let ends = kept.ends();
+        let present = Present {
+            id,
+            process: process.clone(),
+            ended: ended.clone(),
+            stops: stops.clone(),
+            generation: generation.clone(),
+            thawed: Rc::default(),
+            ends: ends.clone(),
+        };
+        self.machines.borrow_mut()[machine].present = Some(present);
         let (passing, passes) = self.pass_on(&kept, (id, machine), &process).unzip();
         let beside = passing.as_ref().map(|passing| self.beside(passing, (id, machine), (&process, &stops)));
         let (tells, becomes) = unbounded_channel();
@@ -429,10 +444,13 @@ impl Inner {
             self.history.violation(format!("proxy {id} acts in generation {generation} after {marked} has acted"));
         }
         // By its clock it has a lease, but no client asks it anything.
-        let late = |present: &&&Present| present.thawed.get().is_some_and(|at| at.elapsed() > FENCED);
-        let later = |present: &&&Present| (1..marked).contains(&present.generation.get());
-        for present in thawed.iter().filter(later).filter(late).filter(|present| !present.process.is_stopped()) {
-            self.history.violation(format!("proxy {} acts on after its clock stood still", present.id));
+        for present in thawed.iter().filter(|present| !present.process.is_stopped()) {
+            let generation = present.generation.get();
+            let outdone = self.ground.net.outdone(generation).filter(|_| generation > 0);
+            let since = present.thawed.get().zip(outdone).map(|(thawed, outdone)| thawed.max(outdone));
+            if since.is_some_and(|since| since.elapsed() > fenced_within(&self.ground.settings)) {
+                self.history.violation(format!("proxy {} acts on after its clock stood still", present.id));
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use super::fleet::Fleet;
 use super::net::Way;
 use super::profile::Profile;
 use super::register::{Course, Faults, Lost};
+use super::trace::note;
 use super::world::World;
 use crate::ids::{NodeId, Place};
 
@@ -20,12 +21,16 @@ const NOTICED: Duration = Duration::from_millis(800);
 /// Somebody is active after so long.
 const FOUND: Duration = Duration::from_secs(20);
 
+/// Clients come back to a proxy that serves within that.
+const CLIENTS: Duration = Duration::from_millis(30);
+
 pub(super) async fn play(world: &mut World, profile: Profile) {
     for _ in 0..world.rng.random_range(1..4) {
         pause(world, 0..400).await;
         let active = active(world).await;
         match profile {
             Profile::FleetKills => kills(world, active).await,
+            Profile::FleetHosts => host(world, active).await,
             Profile::FleetPauses => pauses(world, active).await,
             Profile::FleetCuts => cuts(world, active).await,
             Profile::FleetLate => late(world, active).await,
@@ -103,6 +108,31 @@ async fn kills(world: &mut World, active: usize) {
         _ => fleet(world).kill(machine),
     }
     pause(world, 0..2_500).await;
+}
+
+/// What is promised of a crash holds, too, where a server dies with the proxy, and nobody answers
+/// for it.
+async fn host(world: &mut World, active: usize) {
+    let node = world.rng.random_range(0..world.topology.node_count());
+    fleet(world).down(active, true);
+    fleet(world).kill(active);
+    world.net.change(node, "its host is lost", |host| host.cut_off = true);
+    let begun = Instant::now();
+    let promised = fleet(world).longest_lease().mul_f64(1.3) + Duration::from_millis(300);
+    // What a client had sent to the proxy is not answered any more.
+    while world.history.answered() <= begun + Duration::from_millis(20) {
+        if begun.elapsed() > promised + CLIENTS {
+            world.history.violation(format!("nobody has been served for {promised:?}"));
+            break;
+        }
+        fleet(world).hurry();
+        sleep(Duration::from_millis(5)).await;
+    }
+    note(|| format!("world  served again after {:?} of {promised:?}", begun.elapsed()));
+    pause(world, 0..1_500).await;
+    world.net.kill(node);
+    world.net.change(node, "its host is back", |host| host.cut_off = false);
+    world.net.start(node);
 }
 
 async fn pauses(world: &mut World, active: usize) {

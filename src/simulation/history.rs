@@ -31,12 +31,22 @@ struct Inner {
     violations: Vec<String>,
     errors: u64,
     unjudged: u64,
+    /// The last answer to a client that was none of a failure.
+    answered: Instant,
 }
 
 impl History {
     pub(super) fn new() -> History {
         let (begun, moments, ops, violations) = (Instant::now(), Vec::new(), Vec::new(), Vec::new());
-        History(Rc::new(RefCell::new(Inner { begun, moments, ops, violations, errors: 0, unjudged: 0 })))
+        History(Rc::new(RefCell::new(Inner {
+            begun,
+            moments,
+            ops,
+            violations,
+            errors: 0,
+            unjudged: 0,
+            answered: begun,
+        })))
     }
 
     /// An operation begins. `key` = `None`: on every key.
@@ -64,6 +74,7 @@ impl History {
         let op = &mut inner.ops[id].1;
         if outcome != Outcome::Unknown {
             op.ended = Some(moment);
+            inner.answered = Instant::now();
         }
         (op.outcome, op.token) = (outcome, token);
     }
@@ -85,6 +96,11 @@ impl History {
 
     pub(super) fn error(&self) {
         self.0.borrow_mut().errors += 1;
+    }
+
+    /// When a client was last answered.
+    pub(super) fn answered(&self) -> Instant {
+        self.0.borrow().answered
     }
 
     pub(super) fn op_count(&self) -> usize {

@@ -59,6 +59,7 @@ pub(super) async fn play(world: &mut World, profile: Profile, stop: &Cell<bool>)
             _ => restarts(world).await,
         },
         Profile::FleetKills
+        | Profile::FleetHosts
         | Profile::FleetPauses
         | Profile::FleetCuts
         | Profile::FleetRegister

@@ -6,7 +6,7 @@
 //! node's tasks stand still, while bytes still go into the streams; what a proxy wrote before it
 //! gave a connection up, or died, is executed all the same, sooner or later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,8 +153,8 @@ pub(super) struct Inner {
     closed: BTreeSet<(usize, usize, Way)>,
     /// How long a machine's kernel waits for a host's, where each proxy has a machine of its own.
     undelivered: Option<Duration>,
-    /// The highest generation that a host was marked with.
-    marked: u64,
+    /// The generations that hosts were marked with, and when each was first.
+    marked: BTreeMap<u64, Instant>,
     /// Commands that hosts have executed for those that wait for their answers.
     executed: u64,
     /// How many of them were executed at this moment of virtual time.
@@ -182,7 +182,7 @@ impl Net {
             dead_proxies: BTreeSet::new(),
             closed: BTreeSet::new(),
             undelivered: None,
-            marked: 0,
+            marked: BTreeMap::new(),
             executed: 0,
             at_once: (begun, 0),
         };
@@ -326,7 +326,12 @@ impl Net {
 
     /// The highest generation that a host was marked with.
     pub(super) fn highest_mark(&self) -> u64 {
-        self.lock().marked
+        self.lock().marked.last_key_value().map_or(0, |(generation, _)| *generation)
+    }
+
+    /// When a host was first marked with a later generation than that.
+    pub(super) fn outdone(&self, generation: u64) -> Option<Instant> {
+        self.lock().marked.range(generation + 1..).map(|(_, at)| *at).min()
     }
 
     /// From now on this way is closed, or open again.

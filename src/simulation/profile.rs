@@ -45,6 +45,8 @@ pub(super) enum Profile {
     MetaAnything,
     /// Several proxies: one after the other dies or hands over, perhaps with a node.
     FleetKills,
+    /// The active proxy's host is lost, with a node on it: another one serves in time.
+    FleetHosts,
     /// Proxies stand still, for shorter and longer than a lease, also between a look at the lease
     /// and a send.
     FleetPauses,
@@ -64,7 +66,7 @@ pub(super) enum Profile {
 
 impl Profile {
     /// All of them.
-    pub(super) const ALL: [Profile; 25] = [
+    pub(super) const ALL: [Profile; 26] = [
         Profile::Single,
         Profile::Anything,
         Profile::Restarts,
@@ -83,6 +85,7 @@ impl Profile {
         Profile::Meta,
         Profile::MetaAnything,
         Profile::FleetKills,
+        Profile::FleetHosts,
         Profile::FleetPauses,
         Profile::FleetCuts,
         Profile::FleetRegister,
@@ -99,8 +102,9 @@ impl Profile {
 
     /// Whether there are several proxies at once.
     pub(super) fn has_fleet(self) -> bool {
-        use Profile::{FleetCuts, FleetFrozen, FleetKills, FleetLate, FleetPauses, FleetRegister};
+        use Profile::{FleetCuts, FleetFrozen, FleetHosts, FleetKills, FleetLate, FleetPauses, FleetRegister};
         self.passes_on()
+            || matches!(self, FleetHosts)
             || matches!(self, FleetKills | FleetPauses | FleetCuts | FleetRegister | FleetLate | FleetFrozen)
     }
 

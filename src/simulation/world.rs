@@ -467,7 +467,9 @@ fn habits(rng: &mut SmallRng, profile: Profile, net: &Net) -> Habits {
             && profile != Profile::Expiry
             && rng.random_ratio(1, 3),
         errors_allowed: profile.allows_errors(),
-        gives_up: profile.has_fleet().then(|| Duration::from_millis(rng.random_range(200..1_500))),
+        // (Where it is seen how long they wait they do.)
+        gives_up: (profile.has_fleet() && profile != Profile::FleetHosts)
+            .then(|| Duration::from_millis(rng.random_range(200..1_500))),
         is_passed_on: profile.passes_on(),
     }
 }

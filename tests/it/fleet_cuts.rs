@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::fleet::{args, shown};
+use crate::support::network::{Cable, FAR, is_inside};
 use crate::support::port::Port;
 use crate::support::wait_until;
 use crate::support::{Client, DEADLINE, Etcd, Failure, Fleet, Forwarder, Hold, Memcached, Names, Proxy, Stored};
@@ -130,5 +131,32 @@ fn whichever_way_is_cut_in_either_direction_nothing_that_was_acknowledged_is_los
             assert_eq!(value.as_deref(), Some(number.to_string().as_bytes()), "{key}");
         }
     }
+    fleet.copies_are_equal();
+}
+
+/// The active proxy ends while nothing of its host reaches a server, which never hears of that.
+#[test]
+fn connections_that_a_proxy_has_left_behind_are_reset_by_another_process_on_its_host() {
+    let test = "fleet_cuts::connections_that_a_proxy_has_left_behind_are_reset_by_another_process_on_its_host";
+    if !is_inside(test) {
+        return;
+    }
+    let (cable, etcd) = (Cable::lay(), Etcd::start());
+    let (primaries, backups) = (vec![Memcached::beyond(&cable, FAR)], vec![Memcached::start(&[])]);
+    let mut fleet = Fleet { proxies: vec![], primaries, backups, _dir: None };
+    for _ in 0..2 {
+        let args = args(&etcd.fleet("ghosts"), &fleet.primaries, &fleet.backups, &[]);
+        fleet.proxies.push(Proxy::start(&args));
+        fleet.all_ready();
+    }
+    fleet.mirrored();
+    let former = fleet.active();
+    cable.cut();
+    fleet.proxies[former].kill();
+    let active = fleet.active_but(former);
+    wait_until("the former is awaited", DEADLINE, || shown(&fleet.proxies[active], "former") == "awaited");
+    cable.join();
+    fleet.proxies[active].wait_mirrored(DEADLINE);
+    assert_eq!(shown(&fleet.proxies[active], "former"), "none");
     fleet.copies_are_equal();
 }

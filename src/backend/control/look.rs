@@ -63,7 +63,7 @@ pub struct NodeView {
 }
 
 /// What a probe found.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Probe {
     /// The incarnation marker; `None` = the node lives, and has none.
     pub incarnation: Option<Incarnation>,

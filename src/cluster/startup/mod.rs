@@ -6,6 +6,8 @@
 mod look;
 mod table;
 
+use tokio::time::{Instant, sleep_until};
+
 use crate::backend::marker::{Fact, Record};
 use crate::config::ResyncMode;
 use crate::ids::{NodeId, PairId, Place};
@@ -35,6 +37,9 @@ pub(super) enum FirstLeader {
 impl Cluster {
     /// Looks at every node and gives every pair its first state.
     pub(super) async fn start(&mut self) -> Result<(), Refused> {
+        // The last proxy is no more, or does not act any more: the quiet time begins here, and
+        // passes while a server is waited for that has died with it.
+        let quiet = Instant::now() + QUIET_PERIOD;
         self.look_up_all().await;
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
         self.look_at_all(pairs).await;
@@ -45,7 +50,7 @@ impl Cluster {
                 tracing::warn!("the last proxy did not stop cleanly: its sockets may still hold something");
             }
             if open && holds(Rule::QuietPeriodAfterCrash) {
-                tokio::time::sleep(QUIET_PERIOD).await;
+                sleep_until(quiet).await;
                 // What landed meanwhile counts: the last proxy may have been flushing, or recording
                 // who leads.
                 self.look_at_all(pairs).await;

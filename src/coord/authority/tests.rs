@@ -37,10 +37,11 @@ fn claim(proxy: &mut Authority, value: &Value, survey: Survey) -> Option<(u64, R
     (0..=3 * LEASE).step_by(LEASE as usize / 6).find_map(|us| {
         let now = Boot(us);
         proxy.handle(now, Event::Tick { turned: now });
-        if proxy.handle(now, Event::Read(Some(seen(value.clone())))) != [Action::Survey] {
-            return None;
+        let mut asked = proxy.handle(now, Event::Read(Some(seen(value.clone()))));
+        if asked == [Action::Survey] {
+            asked = proxy.handle(now, Event::Surveyed(survey));
         }
-        match &proxy.handle(now, Event::Surveyed(survey))[..] {
+        match &asked[..] {
             [Action::Swap { new, .. }] => Some((us, new.clone())),
             _ => None,
         }
@@ -64,16 +65,51 @@ fn a_record_is_claimed_after_its_heartbeat_was_seen_for_longer_than_a_lease() {
     let mut before = record(2, Tenure::Serving);
     before.lost.set(PairId(3), Epoch(5), &[Place::Backup]);
     let value = Value::Record(before.clone());
-    assert_eq!(poll(&mut proxy(1), &value, LEASE), []);
-    let mut proxy = proxy(1);
-    assert_eq!(poll(&mut proxy, &value, LEASE + LEASE / 3), [Action::Survey]);
+    assert_eq!(poll(&mut proxy(1), &value, LEASE * 5 / 6), []);
+    let mut late = proxy(1);
+    assert_eq!(poll(&mut late, &value, LEASE + LEASE / 3), [Action::Survey]);
     let marked = Survey { highest: Generation(8), ..ALL_CLOSED };
-    let claim = proxy.handle(Boot(2 * LEASE), Event::Surveyed(marked));
-    assert_eq!(claim, [], "the last poll is too long ago");
-    assert_eq!(poll(&mut proxy, &value, LEASE + LEASE / 3), [Action::Survey]);
-    let claim = proxy.handle(Boot(LEASE + LEASE / 3), Event::Surveyed(marked));
-    let [Action::Swap { new, .. }] = &claim[..] else { panic!("{claim:?}") };
+    assert_eq!(late.handle(Boot(2 * LEASE), Event::Surveyed(marked)), [], "the last poll is too long ago");
+    let (at, new) = claim(&mut proxy(1), &value, marked).expect("a claim");
+    assert!((LEASE + LEASE / 8..LEASE + LEASE / 3).contains(&at), "after {at} us");
     assert_eq!((new.generation, new.term), (Generation(9), Term(40)), "above the servers' marks too");
+}
+
+/// A server that has died with the proxy takes all the time that is given to it.
+#[test]
+fn the_servers_are_asked_while_the_heartbeat_is_waited_for() {
+    let value = Value::Record(record(2, Tenure::Serving));
+    let read = |proxy: &mut Authority, now| {
+        assert_eq!(proxy.handle(now, Event::Tick { turned: now }), [Action::Read]);
+        proxy.handle(now, Event::Read(Some(seen(value.clone()))))
+    };
+    let is_claim = |actions: &[Action]| matches!(actions, [Action::Swap { .. }]);
+    let due = LEASE + LEASE / 8;
+    // It is heard of when the claim is due.
+    let mut standby = proxy(1);
+    assert_eq!(poll(&mut standby, &value, LEASE), [Action::Survey]);
+    assert!(is_claim(&standby.handle(Boot(due), Event::Surveyed(ALL_CLOSED))));
+    // Before it: nothing is asked again.
+    let mut standby = proxy(1);
+    assert_eq!(poll(&mut standby, &value, LEASE), [Action::Survey]);
+    assert_eq!(standby.handle(Boot(LEASE), Event::Surveyed(ALL_CLOSED)), []);
+    assert_eq!(read(&mut standby, Boot(due - 1)), []);
+    assert!(is_claim(&read(&mut standby, Boot(due))));
+    // What was said too long ago does not count.
+    let mut standby = proxy(1);
+    assert_eq!(poll(&mut standby, &value, LEASE), [Action::Survey]);
+    let of_long = Survey { lease: 2 * LEASE, ..ALL_CLOSED };
+    assert_eq!(standby.handle(Boot(LEASE), Event::Surveyed(of_long)), []);
+    for sixths in [7, 8] {
+        assert_eq!(read(&mut standby, Boot(LEASE / 6 * sixths)), []);
+    }
+    assert_eq!(read(&mut standby, Boot(LEASE / 6 * 9)), [Action::Survey]);
+    // Nobody has said anything: that is asked again at once.
+    let mut standby = proxy(1);
+    assert_eq!(poll(&mut standby, &value, LEASE), [Action::Survey]);
+    let nobody = Survey { answered: Answered::None, ..ALL_CLOSED };
+    assert_eq!(standby.handle(Boot(LEASE + 1), Event::Surveyed(nobody)), []);
+    assert_eq!(read(&mut standby, Boot(LEASE + 2)), [Action::Survey]);
 }
 
 /// The list of what is lost is of the last holder, and of the same pairs.
@@ -121,7 +157,8 @@ fn a_holder_with_a_longer_lease_is_waited_for_that_long() {
             let now = Boot(us);
             assert_eq!(proxy.handle(now, Event::Tick { turned: now }), [Action::Read], "{value:?}");
             let asked = proxy.handle(now, Event::Read(Some(seen(value.clone()))));
-            asked == [Action::Survey] && !proxy.handle(now, Event::Surveyed(marked)).is_empty()
+            let is_asked = asked == [Action::Survey];
+            !if is_asked { proxy.handle(now, Event::Surveyed(marked)) } else { asked }.is_empty()
         });
         let claimed = claimed.expect("in the end");
         assert!((long + long / 8..long + long / 8 + LEASE / 3).contains(&claimed), "{value:?}: after {claimed} us");

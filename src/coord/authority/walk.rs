@@ -27,7 +27,7 @@ const LONG: u64 = LEASE + 2;
 
 /// Of a lease where a clock may lose a tick in so many: one of them to spare.
 fn times(lease: u64) -> Times {
-    Times { lease, spare: LEASE, gap: 1, heartbeat: 1, turned: LONG }
+    Times { lease, spare: LEASE, gap: 1, heartbeat: 1, ahead: 1, turned: LONG }
 }
 
 /// What may happen, beside time and requests.

@@ -167,6 +167,55 @@ fn a_real_etcd_is_read_and_swapped_restarts_and_refuses() {
     right.token = Some("of yesterday".to_owned());
     assert!(right.read(soon()).is_ok(), "it logs in again");
     assert!(!format!("{:?}", right.access).contains("secret"));
+    let ask = |path: &str, body: Json| assert_eq!(right_call(&server, path, &body), None, "{path}");
+    // Somebody who may read, and no more.
+    let (from, to) = (base64(b"/"), base64(b"0"));
+    ask("/v3/auth/role/add", json!({ "name": "reader" }));
+    let perm = json!({ "permType": "READ", "key": from, "range_end": to });
+    ask("/v3/auth/role/grant", json!({ "name": "reader", "perm": perm }));
+    ask("/v3/auth/user/add", json!({ "name": "reader", "password": "secret" }));
+    ask("/v3/auth/user/grant", json!({ "user": "reader", "role": "reader" }));
+    let reader = Access { user: "reader".to_owned(), password: "secret".to_owned() };
+    let mut reads = Etcd::new(std::slice::from_ref(&server.client), "test", Some(reader));
+    let refused = reads.judge(soon()).unwrap().expect("it could never become active");
+    assert!(refused.contains("not write"), "{refused}");
+    // The token is of before that.
+    assert!(right.read(soon()).is_ok(), "it logs in again");
+    // The file says another password by then.
+    ask("/v3/auth/user/changepw", json!({ "name": "root", "password": "another" }));
+    let mut right = right.told_by(|| Some(Access { user: "root".to_owned(), password: "another".to_owned() }));
+    let late = Instant::now() + Duration::from_millis(1);
+    assert!(right.log_in(late).is_ok(), "a log-in has a time of its own");
+    right.token = None;
+    right.tells = Some(Box::new(|| None));
+    assert!(right.read(soon()).is_ok(), "what was known before counts");
+}
+
+/// As root. Returns what it refuses.
+fn right_call(server: &Server, path: &str, body: &Json) -> Option<String> {
+    let access = Access { user: "root".to_owned(), password: "secret".to_owned() };
+    let mut root = Etcd::new(std::slice::from_ref(&server.client), "test", Some(access));
+    root.call(path, body, soon()).err().map(|failed| Unread::from(failed).0)
+}
+
+/// It closes what it does not understand, and says nothing.
+#[test]
+fn an_etcd_that_speaks_tls_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut block = [0; 8192];
+            let count = stream.read(&mut block).unwrap();
+            // What a real one answers: an alert.
+            if block[..count].starts_with(b"\x16\x03") {
+                stream.write_all(b"\x15\x03\x01\x00\x02\x02\x0a").unwrap();
+            }
+        }
+    });
+    let said =
+        Etcd::new(std::slice::from_ref(&address), "test", None).judge(soon()).unwrap().expect("it will never do");
+    assert!(said.contains(&address) && said.contains("TLS"), "{said}");
 }
 
 #[test]

@@ -236,7 +236,9 @@ impl Inner {
         if self.undelivered.is_some() && command.starts_with(b"stats conns") {
             return (self.list_conns(id), true);
         }
-        self.marked = self.marked.max(generation_in(command).unwrap_or(0));
+        if let Some(generation) = generation_in(command) {
+            self.marked.entry(generation).or_insert_with(Instant::now);
+        }
         let host = self.conns[id].host;
         let there = &mut self.hosts[host];
         if !dump || (cursor.is_none() && there.node.dumping) {

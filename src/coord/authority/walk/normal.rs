@@ -83,7 +83,11 @@ impl Authority {
                 old(asked);
                 asked.0 = asked.0.max(NOW - LEASE);
             }
-            Some(Request::Survey | Request::Marks) | None => {}
+            Some(Request::Survey { asked }) => {
+                old(asked);
+                asked.0 = asked.0.max(NOW - 2);
+            }
+            Some(Request::Marks) | None => {}
         }
         match &mut self.role {
             Role::Standby { sight, claims } => {
@@ -92,6 +96,10 @@ impl Authority {
                     old(&mut sight.answered);
                     sight.since.0 = sight.since.0.max(NOW - LEASE - 1);
                     sight.answered.0 = sight.answered.0.max(NOW - 2);
+                    sight.survey.iter_mut().for_each(|(asked, _)| {
+                        old(asked);
+                        asked.0 = asked.0.max(NOW - 2);
+                    });
                 });
                 claims.iter_mut().for_each(|ask| old(&mut ask.asked));
                 claims.retain(|ask| NOW - ask.asked.0 < LEASE);
