@@ -1,7 +1,11 @@
 //! The small names everything else speaks in: nodes, pairs, workers, places, incarnations, terms,
 //! epochs, sessions, generations.
 
+mod by_id;
+
 use std::fmt;
+
+pub use by_id::ById;
 
 /// A memcached server behind the proxy: its index in [`crate::ring::Topology`], primaries first,
 /// then backups.

@@ -79,7 +79,7 @@ impl Cluster {
             state => state,
         };
         for id in self.topology.pairs() {
-            self.pairs[id.index()].undecided = false;
+            self.pairs[id].undecided = false;
             self.apply(id, pair::Event::Start(begins, Reason::None));
             self.apply(id, pair::Event::Closed);
             if begins != state {
@@ -87,7 +87,7 @@ impl Cluster {
                 self.apply(id, pair::Event::BeginRecovery);
                 self.apply(id, pair::Event::Closed);
             }
-            let pair = &self.pairs[id.index()].pair;
+            let pair = &self.pairs[id].pair;
             assert_eq!((pair.state(), pair.gate()), (state, Gate::Recording), "{id:?}");
         }
     }
@@ -102,6 +102,6 @@ impl Cluster {
     }
 
     fn gate_of(&self, id: PairId) -> Gate {
-        self.pairs[id.index()].pair.gate()
+        self.pairs[id].pair.gate()
     }
 }

@@ -178,7 +178,7 @@ impl Cluster {
     }
 
     fn ask_refill(&mut self, node: NodeId) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.refills.ask();
         self.unsettled.node(node);
     }
@@ -186,17 +186,17 @@ impl Cluster {
     /// Refills a node in full, even if it seems fine.
     fn distrust(&mut self, node: NodeId, name: &str) -> Bytes {
         let place = self.topology.place(node);
-        let leads_alone = |p: PairId| matches!(self.pairs[p.index()].pair.state(), State::Degraded { leader } | State::Recovering { leader } if leader == place);
+        let leads_alone = |p: PairId| matches!(self.pairs[p].pair.state(), State::Degraded { leader } | State::Recovering { leader } if leader == place);
         if self.topology.pairs_of(node).all(leads_alone) {
             return client_error(format_args!(
                 "resync: {name} holds the only full copy of its keys, there is nothing to refill it from"
             ));
         }
-        if self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.is_foreign()) {
+        if self.topology.pairs_of(node).any(|p| self.pairs[p].pair.is_foreign()) {
             return client_error("resync: another proxy works on these servers; stop one of the two first");
         }
         for pair in self.topology.pairs_of(node) {
-            let state = self.pairs[pair.index()].pair.state();
+            let state = self.pairs[pair].pair.state();
             if matches!(state, State::Degraded { leader } if leader != place) {
                 // In full, also where only a part was to be filled.
                 self.plan(pair, FillEvent::Operator);
@@ -214,9 +214,9 @@ impl Cluster {
         let dark: Vec<PairId> = self
             .topology
             .pairs_of(node)
-            .filter(|p| matches!(self.pairs[p.index()].pair.state(), State::Dark { .. }))
+            .filter(|p| matches!(self.pairs[*p].pair.state(), State::Dark { .. }))
             .collect();
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         if dark.is_empty() {
             return client_error(format_args!("resync lead: {name} has no dark pair"));
         }
@@ -231,7 +231,7 @@ impl Cluster {
         for pair in dark {
             tracing::error!(pair = %self.pair_name(pair), leader = name,
                 "the operator makes a node lead with what it holds: writes that only the other node has are lost");
-            self.pairs[pair.index()].undecided = false;
+            self.pairs[pair].undecided = false;
             if let Some(lacks) = self.given_up_for(pair, place) {
                 self.items_lost(pair, lacks);
             }
@@ -361,7 +361,7 @@ mod tests {
             let answer = waits.then_some(answer);
             let question = Question::Resync("127.0.0.1:2".to_owned());
             cluster.asked_at_the_desk(Request::Command(question, reply));
-            let untouched = cluster.pairs[0].pair.state() == State::Mirrored;
+            let untouched = cluster.pairs[PairId(0)].pair.state() == State::Mirrored;
             assert_eq!((untouched, answer.is_some_and(|mut answer| answer.try_recv().is_ok())), (!waits, waits));
             let (reply, answer) = oneshot::channel();
             let answer = waits.then_some(answer);

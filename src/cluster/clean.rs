@@ -42,7 +42,7 @@ impl Cluster {
     /// At every good probe of a node in use: is there something to be cleaned, and nothing in the
     /// way?
     pub(super) fn clean(&mut self, node: NodeId) {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         // Another proxy may serve what this one owns nowhere.
         if run.foreign.may_be_shared() {
             return;
@@ -54,7 +54,7 @@ impl Cluster {
         // What it holds of its own pairs is refilled, one by one; only then may the marker stop
         // calling it stale.
         let mirrored = |p: PairId| {
-            let pair = &self.pairs[p.index()].pair;
+            let pair = &self.pairs[p].pair;
             pair.state() == State::Mirrored && pair.gate() == Gate::Open
         };
         if run.leftovers == Leftovers::Stale && !self.topology.pairs_of(node).all(mirrored) {
@@ -67,7 +67,7 @@ impl Cluster {
         let context = self.context(CancellationToken::new(), progress.clone(), coordinator);
         let mut mark = self.ring_of(node);
         mark.leftovers = Leftovers::Clean;
-        self.nodes[node.index()].cleaning.under_way = true;
+        self.nodes[node].cleaning.under_way = true;
         self.ask_node(node, |control| async move {
             let Outcome { result, drains, .. } = resync::clean(node, context).await;
             let result = match result {
@@ -89,7 +89,7 @@ impl Cluster {
         result: Result<(), CleanError>,
     ) {
         let addr = self.topology.addr(node).to_string();
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.cleaning.under_way = false;
         match result {
             // Its memory may be another one by now, with a marker of its own.

@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 impl Cluster {
     /// Of a node that was just taken back.
     pub(super) fn measure_clock(&mut self, node: NodeId) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.measuring.cancel();
         run.measuring = self.shutdown.child_token();
         // Without markers nothing is copied, and clients' exptimes go to their node as they are.
@@ -32,7 +32,7 @@ impl Cluster {
         run.offset = run.offset.filter(|_| run.kept_memory).or(found);
         let (stop, time) = (run.measuring.clone(), run.view.as_ref().map_or(0, |view| view.time as i64));
         self.clocks.set(node, run.offset);
-        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
+        let (control, internal) = (self.controls[node].clone(), self.internal.clone());
         lease::spawn(stop.run_until_cancelled_owned(async move {
             // The item that tells the clock is made first.
             let mut sharp = control.clock(incarnation, time).await.is_ok_and(|o| o.is_some_and(|o| o.sharp));
@@ -52,7 +52,7 @@ impl Cluster {
     }
 
     pub(super) fn clock_measured(&mut self, node: NodeId, newer: Offset) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         let before = run.offset;
         match &mut run.offset {
             Some(offset) => offset.refine(newer),

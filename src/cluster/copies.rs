@@ -108,13 +108,13 @@ impl Cluster {
         let mut compare = Vec::new();
         for id in self.topology.pairs() {
             self.note_word(id);
-            let run = &self.pairs[id.index()];
+            let run = &self.pairs[id];
             if run.lone.is_empty() && !run.lacks_unknown() && !self.is_in_doubt(id) {
                 if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {
                     tracing::info!(pair = %self.pair_name(id), "every key has two copies again");
                 }
                 if run.copies.told_at.is_some() || run.copies.compare_at.is_some() || run.copies.by_leader {
-                    self.pairs[id.index()].copies.rest();
+                    self.pairs[id].copies.rest();
                 }
                 continue;
             }
@@ -124,11 +124,11 @@ impl Cluster {
                 compare.push(id);
             }
         }
-        let uncompared = compare.iter().any(|id| self.pairs[id.index()].plan.is_uncompared());
+        let uncompared = compare.iter().any(|id| self.pairs[*id].plan.is_uncompared());
         let why = if uncompared { Why::Crash } else { Why::Order };
         if !compare.is_empty() && self.begin_verify_of(&compare, why).is_ok() {
             for id in compare {
-                let copies = &mut self.pairs[id.index()].copies;
+                let copies = &mut self.pairs[id].copies;
                 copies.compare_pause = (copies.compare_pause * 2).min(COMPARE.1);
                 // Begins when this one is over.
                 copies.compare_at = None;
@@ -138,7 +138,7 @@ impl Cluster {
 
     fn tell_of_copies(&mut self, id: PairId) {
         let more = self.lacks_more(id);
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         let now = (run.lone.inserted(), run.lone.more());
         let state = run.pair.state();
         // In the other states all keys of the pair have one copy.
@@ -176,14 +176,14 @@ impl Cluster {
     }
 
     fn is_settled(&self, id: PairId) -> bool {
-        let pair = &self.pairs[id.index()].pair;
+        let pair = &self.pairs[id].pair;
         let settled = pair.state() == State::Mirrored && pair.gate() == Gate::Open && !pair.is_foreign();
         settled && !self.flush.is_active()
     }
 
     fn mend_some(&mut self, id: PairId) {
         let may = self.may_mend(id);
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         if !may || run.copies.under_way || run.copies.next_at > Instant::now() {
             return;
         }
@@ -208,7 +208,7 @@ impl Cluster {
 
     /// What became of the keys tried; the workers have removed those that have two copies now.
     pub(super) fn mended(&mut self, id: PairId, mended: bool) {
-        let copies = &mut self.pairs[id.index()].copies;
+        let copies = &mut self.pairs[id].copies;
         copies.under_way = false;
         copies.pause = if mended { RETRY.0 } else { (copies.pause * 2).min(RETRY.1) };
         copies.next_at = Instant::now() + if mended { Duration::ZERO } else { copies.pause };
@@ -219,11 +219,11 @@ impl Cluster {
 
     fn is_to_be_compared(&mut self, id: PairId) -> bool {
         // After a crash also beside another proxy: until then the primary is waited for.
-        let uncompared = self.pairs[id.index()].plan.is_uncompared();
+        let uncompared = self.pairs[id].plan.is_uncompared();
         let may = if uncompared { self.is_settled(id) } else { self.may_mend(id) };
         // Where the leader may lack items itself, its word is not gone by yet.
         let may = may && self.settings.resync == ResyncMode::Auto && !self.is_verifying() && !self.is_in_doubt(id);
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         // While it refuses what is known, it would refuse the others too.
         if !run.lacks_unknown() || !run.lone.is_empty() || run.copies.by_leader || !may {
             return false;
@@ -239,7 +239,7 @@ impl Cluster {
         let mut concerned = 0;
         for id in self.topology.pairs_of(node) {
             let leads = self.topology.place(node) == Place::Primary;
-            let run = &mut self.pairs[id.index()];
+            let run = &mut self.pairs[id];
             // Also where the other node leads alone meanwhile: this one may come back with all but
             // what it missed. One that is filled from the beginning forgets it.
             run.lone.add_more();
@@ -254,14 +254,14 @@ impl Cluster {
     /// A pair's copies were compared to the end, and differ nowhere any more. `more`: as often as
     /// it was known before that there are more keys with one copy.
     pub(super) fn copies_compared(&mut self, id: PairId, more: u64) {
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         run.lone.resolve(more);
         run.copies.by_leader &= run.lone.has_more();
     }
 
     /// The primary is lost, and with it what only it held.
     pub(super) fn lose_only_copies(&mut self, id: PairId) {
-        let lone: Arc<Lone> = self.pairs[id.index()].lone.clone();
+        let lone: Arc<Lone> = self.pairs[id].lone.clone();
         let more = self.lacks_more(id);
         if lone.is_empty() && !more {
             return;
@@ -287,8 +287,8 @@ mod tests {
             let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
             cluster.begin_open(State::Degraded { leader: Place::Backup });
             cluster.evicted_during_fill(node, 1);
-            assert!(cluster.pairs[0].lone.has_more());
-            assert_eq!(cluster.pairs[0].copies.by_leader, by_leader, "who lacks them");
+            assert!(cluster.pairs[PairId(0)].lone.has_more());
+            assert_eq!(cluster.pairs[PairId(0)].copies.by_leader, by_leader, "who lacks them");
         }
     }
 
@@ -298,7 +298,7 @@ mod tests {
         for event in [Event::Start(State::Mirrored, Reason::None), Event::Closed, Event::Recorded] {
             cluster.apply(PairId(0), event);
         }
-        cluster.pairs[0].undecided = false;
+        cluster.pairs[PairId(0)].undecided = false;
         let shown = |cluster: &Cluster| {
             let pair = cluster.report().pairs.swap_remove(0);
             (pair.state, pair.for_seconds)
@@ -324,7 +324,7 @@ mod tests {
             for event in [Event::Start(State::Mirrored, Reason::None), Event::Closed, Event::Recorded] {
                 cluster.apply(pair, event);
             }
-            assert!(cluster.may_mend(pair), "{:?}", cluster.pairs[0].pair);
+            assert!(cluster.may_mend(pair), "{:?}", cluster.pairs[PairId(0)].pair);
             cluster.evicted_during_fill(evicted, 1);
             for _ in 0..20 {
                 tokio::time::advance(TICK).await;

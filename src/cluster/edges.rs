@@ -17,7 +17,7 @@ impl Cluster {
     /// The only way a pair learns anything.
     pub(super) fn apply(&mut self, id: PairId, event: pair::Event) {
         let lacks = self.lacks_after(id, event);
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         let before = run.pair.state();
         let effects = run.pair.apply(event);
         let after = run.pair.state();
@@ -25,7 +25,7 @@ impl Cluster {
         if let (Some(lacks), Some(_)) = (lacks, after.leader()) {
             self.items_lost(id, lacks);
         }
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         if before != after {
             run.fallback_is_full = before == State::Mirrored;
             run.since = Instant::now();
@@ -53,7 +53,7 @@ impl Cluster {
     /// The only way a pair's plan learns anything. Returns a follower that has lost the leader of
     /// its adoption.
     pub(super) fn plan(&mut self, id: PairId, event: FillEvent) -> Option<Place> {
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         let mut orphaned = None;
         for effect in run.plan.apply(event) {
             match effect {
@@ -87,7 +87,7 @@ impl Cluster {
         work(self);
         let mut edges = self.edges.take().unwrap_or_default();
         while let Some(&(first, before)) = edges.first() {
-            let known = |id: PairId| (self.pairs[id.index()].pair.state().word(), self.pairs[id.index()].pair.reason());
+            let known = |id: PairId| (self.pairs[id].pair.state().word(), self.pairs[id].pair.reason());
             let (alike, others): (Vec<_>, Vec<_>) =
                 edges.into_iter().partition(|&(id, from)| (from, known(id)) == (before, known(first)));
             self.log_edge(first, before, alike.len());
@@ -97,7 +97,7 @@ impl Cluster {
 
     fn log_state(&mut self, id: PairId, before: State) {
         if !self.topology.pair_is_used(id) {
-            let to = self.pairs[id.index()].pair.state().word();
+            let to = self.pairs[id].pair.state().word();
             return tracing::debug!(pair = %self.pair_name(id), from = before.word(), to, "a pair that never gets a key changed");
         }
         match &mut self.edges {
@@ -108,7 +108,7 @@ impl Cluster {
 
     /// `pairs`: this many changed alike, this one among them.
     fn log_edge(&mut self, id: PairId, before: State, pairs: usize) {
-        let pair = &self.pairs[id.index()].pair;
+        let pair = &self.pairs[id].pair;
         let leader =
             pair.state().leader().map_or("none".to_owned(), |p| self.topology.addr(self.node_at(id, p)).to_string());
         let name = self.pair_name(id);
@@ -118,8 +118,8 @@ impl Cluster {
             _ => format!("{from} → {to}, as one of {pairs} pairs"),
         };
         self.changes.note(format!("pair {name}"), what, reason);
-        match self.pairs[id.index()].pair.state() {
-            State::Dark { .. } if self.pairs[id.index()].undecided && pairs == 1 => {
+        match self.pairs[id].pair.state() {
+            State::Dark { .. } if self.pairs[id].undecided && pairs == 1 => {
                 tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed");
             }
             State::Dark { .. } if pairs == 1 => {
@@ -143,9 +143,9 @@ impl Cluster {
         match effect {
             pair::Effect::Close { void } => {
                 let void = void.map(|place| self.node_at(id, place));
-                self.pairs[id.index()].flush_closed = false;
-                self.pairs[id.index()].held_for_flush = false;
-                self.pairs[id.index()].recording = Recording::default();
+                self.pairs[id].flush_closed = false;
+                self.pairs[id].held_for_flush = false;
+                self.pairs[id].recording = Recording::default();
                 self.close(id, void);
             }
             pair::Effect::RecordAlone { on } => self.record(id, Fact::Alone(on), vec![on]),
@@ -153,13 +153,13 @@ impl Cluster {
             pair::Effect::RecordSync { follower } => self.record(id, Fact::Sync, vec![follower, follower.other()]),
             pair::Effect::Open => {
                 if self.flush.holds_gates() {
-                    self.pairs[id.index()].held_for_flush = true;
+                    self.pairs[id].held_for_flush = true;
                 } else {
                     self.publish(id);
                 }
             }
             pair::Effect::FinishCopies => {
-                if let Some(reply) = self.pairs[id.index()].ready_reply.take() {
+                if let Some(reply) = self.pairs[id].ready_reply.take() {
                     let _ = reply.send(true);
                 } else {
                     // The job ended in between, and its end brings the pair back to Degraded.
@@ -171,7 +171,7 @@ impl Cluster {
     }
 
     pub(super) fn close(&mut self, id: PairId, void: Option<NodeId>) {
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         run.round += 1;
         run.unconfirmed = WorkerId::all(self.workers.len()).collect();
         for worker in &self.workers {
@@ -182,17 +182,17 @@ impl Cluster {
     /// Tells the workers the route of the pair's present state.
     pub(super) fn publish(&mut self, id: PairId) {
         if self.topology.has_backups() {
-            self.plan(id, FillEvent::Opened(self.pairs[id.index()].pair.state()));
+            self.plan(id, FillEvent::Opened(self.pairs[id].pair.state()));
         }
         let route = self.route(id);
         if let Route::Open(flow) = &route {
             // From now on items may be written to them: emptiness that was proved before proves
             // nothing any more.
             for node in std::iter::once(flow.leader).chain(flow.follower.node()) {
-                self.nodes[node.index()].empty = false;
+                self.nodes[node].empty = false;
             }
         }
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         run.held_for_flush = false;
         run.flush_closed = false;
         if !self.awaits_first_leader(id) {
@@ -204,7 +204,7 @@ impl Cluster {
     }
 
     pub(super) fn route(&self, id: PairId) -> Route {
-        let run = &self.pairs[id.index()];
+        let run = &self.pairs[id];
         let Some(leader) = run.pair.state().leader() else { return Route::Dark(run.pair.reason()) };
         let follower = match run.pair.state() {
             State::Mirrored => self.topology.node_at(id, Place::Backup).map_or(Follower::None, Follower::InSync),

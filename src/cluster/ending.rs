@@ -40,9 +40,9 @@ impl Cluster {
         }
         let closed = Session { id: self.session.id, open: false };
         let mark = async |node: NodeId| {
-            let run = &self.nodes[node.index()];
+            let run = &self.nodes[node];
             let (true, Some(incarnation)) = (run.health.is_up(), run.incarnation) else { return };
-            let marked = timeout(CLOSE_MAX, self.controls[node.index()].session(incarnation, closed));
+            let marked = timeout(CLOSE_MAX, self.controls[node].session(incarnation, closed));
             let error = match marked.await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
@@ -76,7 +76,7 @@ impl Cluster {
     /// What a gate waits for them to finish is finished, or they would not have ended.
     fn confirm_for_workers(&mut self) {
         for pair in self.topology.pairs() {
-            let PairRun { round, unconfirmed, .. } = &self.pairs[pair.index()];
+            let PairRun { round, unconfirmed, .. } = &self.pairs[pair];
             let (round, unconfirmed) = (*round, unconfirmed.clone());
             for worker in unconfirmed {
                 self.worker_said(Event::Closed { worker, pair, round });
@@ -94,7 +94,7 @@ impl Cluster {
             return Some("a flush_all is under way".to_owned());
         }
         let such = |is: fn(&PairRun) -> bool| {
-            let such: Vec<PairId> = self.topology.pairs().filter(|pair| is(&self.pairs[pair.index()])).collect();
+            let such: Vec<PairId> = self.topology.pairs().filter(|pair| is(&self.pairs[*pair])).collect();
             such.first().map(|first| format!("{} pairs, {} for one", such.len(), self.pair_name(*first)))
         };
         if let Some(pairs) = such(is_changing) {
@@ -155,7 +155,7 @@ mod tests {
             cluster.begin_open(State::Mirrored);
             cluster.nodes.iter_mut().for_each(|node| node.incarnation = Some(Incarnation(1)));
             cluster.lost(NodeId(0), Reason::Reset, Loss::Suspected, true);
-            let run = &cluster.pairs[PAIR.index()];
+            let run = &cluster.pairs[PAIR];
             assert!(run.pair.gate() == Gate::Closing && !run.unconfirmed.is_empty());
             let (epoch, internal) = (run.pair.epoch(), cluster.internal.clone());
             tokio::spawn(async move {
@@ -167,7 +167,7 @@ mod tests {
                 }
             });
             stop(&mut cluster).await;
-            let pair = &cluster.pairs[PAIR.index()].pair;
+            let pair = &cluster.pairs[PAIR].pair;
             assert_eq!(pair.state(), State::Degraded { leader: Place::Backup });
             assert_eq!(pair.gate() == Gate::Open, recorded);
             assert_eq!(log.count(&[UNFINISHED, "who leads is not recorded yet, of 1 pairs"]), usize::from(!recorded));

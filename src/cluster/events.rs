@@ -127,7 +127,7 @@ impl Cluster {
     pub(super) fn worker_said(&mut self, event: Event) {
         match event {
             Event::Closed { worker, pair, round } => {
-                let run = &mut self.pairs[pair.index()];
+                let run = &mut self.pairs[pair];
                 if run.round == round && run.unconfirmed.remove(&worker) && run.unconfirmed.is_empty() {
                     if run.pair.gate() == Gate::Closing {
                         self.apply(pair, pair::Event::Closed);
@@ -148,16 +148,16 @@ impl Cluster {
                 }
             }
             Event::Undrained { worker, node } => {
-                self.nodes[node.index()].undrained.insert(worker);
+                self.nodes[node].undrained.insert(worker);
                 self.changed(node);
             }
             Event::Drained { worker, node } => {
-                self.nodes[node.index()].undrained.remove(&worker);
+                self.nodes[node].undrained.remove(&worker);
                 self.changed(node);
             }
             Event::Left { worker, node, address, owing } => self.left(worker, node, address, owing),
             Event::Abandoned { node } => self.abandoned(node),
-            Event::Hint { node } => self.nodes[node.index()].hint.notify_one(),
+            Event::Hint { node } => self.nodes[node].hint.notify_one(),
             Event::Marked { node, found } => self.judge_fleet_mark(node, Some(found)),
             Event::Settled { ticket, settlement } => self.settled(ticket, settlement),
             Event::Connected { worker, round, told, more } => self.connected(worker, round, told, more),
@@ -194,7 +194,7 @@ impl Cluster {
             Internal::Peeked { node, to, found } => self.peeked(node, to, found),
             Internal::LookedUp { nodes, found } => self.looked_up(&nodes, found),
             Internal::RetryRefill { node } => {
-                self.nodes[node.index()].refills.next_is_due();
+                self.nodes[node].refills.next_is_due();
                 self.unsettled.node(node);
             }
             Internal::Quiesced { guard } => self.quiesced(guard),
@@ -231,7 +231,7 @@ impl Cluster {
     where
         W: Future<Output = Internal> + Send + 'static,
     {
-        self.spawn(ask(self.controls[node.index()].clone()));
+        self.spawn(ask(self.controls[node].clone()));
     }
 
     /// Sends a node something. No event reports the outcome, or another one does.
@@ -239,7 +239,7 @@ impl Cluster {
     where
         W: Future<Output = ()> + Send + 'static,
     {
-        lease::spawn(tell(self.controls[node.index()].clone()));
+        lease::spawn(tell(self.controls[node].clone()));
     }
 
     /// `event` comes after this long.

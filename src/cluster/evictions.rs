@@ -13,18 +13,18 @@ impl Cluster {
     /// The start time and the count of flushes decide. `told`: a worker has reported it; its
     /// connections found no incarnation marker, and wait for an answer.
     pub(super) fn check_eviction(&mut self, node: NodeId, told: bool) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         if !run.health.is_up() || run.looking || !self.marked() {
             return;
         }
-        self.nodes[node.index()].looking = true;
+        self.nodes[node].looking = true;
         self.ask_node(node, move |control| async move {
             Internal::EvictionChecked { node, told, result: control.view(0).await }
         });
     }
 
     pub(super) fn eviction_checked(&mut self, node: NodeId, told: bool, result: Result<NodeView, NodeError>) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.looking = false;
         if !run.health.is_up() {
             return;
@@ -53,7 +53,7 @@ impl Cluster {
                     }
                     (None, true, Some(known)) => {
                         tracing::warn!(node = %self.topology.addr(node), "its marker was evicted; it is written again");
-                        debug_assert_eq!(self.nodes[node.index()].incarnation, Some(known));
+                        debug_assert_eq!(self.nodes[node].incarnation, Some(known));
                         self.restore_markers(node, now);
                     }
                     (found, _, known) if found.is_some() && found == known => self.flushed_by_a_stranger(node),
@@ -69,8 +69,8 @@ impl Cluster {
     /// at the next start.
     fn restore_markers(&mut self, node: NodeId, seen: NodeView) {
         // A pair that is being recorded writes its record anyway.
-        let settled = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.gate() == pair::Gate::Open);
-        let Some(incarnation) = self.nodes[node.index()].incarnation.filter(|_| settled) else { return };
+        let settled = self.topology.pairs_of(node).all(|p| self.pairs[p].pair.gate() == pair::Gate::Open);
+        let Some(incarnation) = self.nodes[node].incarnation.filter(|_| settled) else { return };
         let markers = self.markers(node, incarnation);
         self.ask_node(node, move |control| async move {
             let result = control.restore(&seen, &markers).await;
@@ -79,7 +79,7 @@ impl Cluster {
     }
 
     pub(super) fn restored(&mut self, node: NodeId, incarnation: Incarnation, result: Result<(), MarkError>) {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         if !run.health.is_up() || run.incarnation != Some(incarnation) {
             return;
         }
@@ -96,7 +96,7 @@ impl Cluster {
     /// Its marker may have outlived its memory: not even this one shows the same memory when the
     /// node is back.
     fn flushed_by_a_stranger(&mut self, node: NodeId) {
-        self.nodes[node.index()].incarnation = Some(Incarnation(ambient::random_u64()));
+        self.nodes[node].incarnation = Some(Incarnation(ambient::random_u64()));
         self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true);
     }
 }

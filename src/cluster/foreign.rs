@@ -79,7 +79,7 @@ impl Cluster {
     /// This proxy's session stands where another one's was open.
     pub(super) fn await_word(&mut self, node: NodeId) {
         let wait = self.word_time();
-        self.nodes[node.index()].foreign.word_due = Some(Instant::now() + wait);
+        self.nodes[node].foreign.word_due = Some(Instant::now() + wait);
         self.after(wait, Internal::WordDue { node });
     }
 
@@ -99,13 +99,13 @@ impl Cluster {
     pub(super) async fn must_be_alone(&self) -> Result<(), Refused> {
         let mut doubtful = Vec::new();
         for node in self.topology.nodes() {
-            let Some(view) = &self.nodes[node.index()].view else { continue };
+            let Some(view) = &self.nodes[node].view else { continue };
             if self.is_others(node, view) && !self.is_alone_on(node).await {
                 doubtful.push(node);
             }
         }
         let (session, wait) = (self.session.id, self.knock_time());
-        let knocks = doubtful.iter().map(|node| self.controls[node.index()].knock(session, wait));
+        let knocks = doubtful.iter().map(|node| self.controls[*node].knock(session, wait));
         let answers = futures::future::join_all(knocks).await;
         // An error says nothing about the node, like a node that was never reached.
         match doubtful.iter().zip(answers).find(|(_, answer)| matches!(answer, Ok(Some(_)))) {
@@ -126,7 +126,7 @@ impl Cluster {
     pub(super) fn answer_knock(&mut self, node: NodeId, found: Option<SessionId>) {
         let Some(id) = found.filter(|id| *id != self.session.id) else { return };
         self.leave_word(node);
-        if self.nodes[node.index()].foreign.knocked.replace(id) != Some(id) {
+        if self.nodes[node].foreign.knocked.replace(id) != Some(id) {
             tracing::error!(node = %self.topology.addr(node), session = %id,
                 "another proxy with another list of servers was started over this node: it is told that this one works, and keeps away");
         }
@@ -134,12 +134,12 @@ impl Cluster {
 
     /// It is looked for at once.
     pub(super) fn word_due(&self, node: NodeId) {
-        self.nodes[node.index()].hint.notify_one();
+        self.nodes[node].hint.notify_one();
     }
 
     /// At every good probe of a node in use: whose session does it carry?
     pub(super) fn judge_session(&mut self, node: NodeId, found: Option<Session>) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         let before = run.view.as_ref().and_then(|view| view.session);
         let foreign = &mut run.foreign;
         match found {
@@ -165,7 +165,7 @@ impl Cluster {
                 foreign.suspected = None;
                 let ended = foreign.live.take();
                 if found.is_some_and(|s| s.id != self.session.id)
-                    && let Some(incarnation) = self.nodes[node.index()].incarnation
+                    && let Some(incarnation) = self.nodes[node].incarnation
                 {
                     let session = self.session;
                     self.tell_node(node, |control| async move {
@@ -194,7 +194,7 @@ impl Cluster {
     /// works too?
     pub(super) fn judge_rival(&mut self, node: NodeId, found: Option<SessionId>, begun: Instant) {
         let found = found.filter(|&id| id != self.session.id);
-        let foreign = &mut self.nodes[node.index()].foreign;
+        let foreign = &mut self.nodes[node].foreign;
         foreign.word_due = foreign.word_due.filter(|due| begun < *due);
         let known = std::mem::replace(&mut foreign.rival, found);
         match (known, found) {
@@ -212,7 +212,7 @@ impl Cluster {
             for pair in self.topology.pairs_of(node) {
                 // What that one has written, to one node alone perhaps, is on no list.
                 self.plan(pair, FillEvent::ListVoid);
-                self.pairs[pair.index()].lone.add_more();
+                self.pairs[pair].lone.add_more();
             }
         }
     }
@@ -220,7 +220,7 @@ impl Cluster {
     fn foreign_ended(&mut self, node: NodeId) {
         for pair in self.topology.pairs_of(node) {
             // Both may have been written by two proxies, each in its order.
-            self.plan(pair, FillEvent::ForeignEnded(self.pairs[pair.index()].pair.state()));
+            self.plan(pair, FillEvent::ForeignEnded(self.pairs[pair].pair.state()));
             if self.stays_foreign(pair) {
                 continue;
             }
@@ -243,8 +243,8 @@ impl Cluster {
         self.apply(pair, pair::Event::Foreign(false));
         // The follower of a leader that lost its memory meanwhile was kept from it, and has been up
         // all along. (A node that came back with another memory is awaited no more.)
-        if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair.index()].pair.state()
-            && self.nodes[self.node_at(pair, awaited).index()].health.is_up()
+        if let State::Dark { in_sync: Some(awaited), .. } = self.pairs[pair].pair.state()
+            && self.nodes[self.node_at(pair, awaited)].health.is_up()
         {
             self.apply(pair, pair::Event::BackSame(awaited));
         }
@@ -262,7 +262,7 @@ impl Cluster {
 
     fn any_foreign(&self, pair: PairId, holds: impl Fn(&Foreign) -> bool) -> bool {
         let (primary, backup) = self.topology.nodes_of(pair);
-        std::iter::once(primary).chain(backup).any(|node| holds(&self.nodes[node.index()].foreign))
+        std::iter::once(primary).chain(backup).any(|node| holds(&self.nodes[node].foreign))
     }
 }
 
@@ -295,7 +295,7 @@ mod tests {
             for event in [pair::Event::Start(dark, Reason::MarkerStale), pair::Event::Closed] {
                 cluster.apply(PairId(0), event);
             }
-            cluster.pairs[0].undecided = false;
+            cluster.pairs[PairId(0)].undecided = false;
             let purges = |cluster: &Cluster| matches!(cluster.refill_due(ONE), Some(Due::Purge { .. }));
             assert!(purges(&cluster));
             contest(&mut cluster, earlier, true);
@@ -309,13 +309,13 @@ mod tests {
     async fn what_another_proxy_may_own_there_is_not_cleaned_away() {
         let cleans = |cluster: &mut Cluster| {
             cluster.clean(ONE);
-            cluster.nodes[ONE.index()].cleaning.is_under_way()
+            cluster.nodes[ONE].cleaning.is_under_way()
         };
         let new = || {
             let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
             cluster.begin_open(State::Mirrored);
-            cluster.nodes[ONE.index()].leftovers = Leftovers::Dirty;
-            cluster.nodes[ONE.index()].incarnation = Some(Incarnation(1));
+            cluster.nodes[ONE].leftovers = Leftovers::Dirty;
+            cluster.nodes[ONE].incarnation = Some(Incarnation(1));
             cluster
         };
         for earlier in [true, false] {

@@ -37,14 +37,14 @@ impl Cluster {
     /// Somebody looks at the report: the figures are asked for now, and are in the next report.
     pub(super) fn ask_what_is_held(&mut self) {
         for node in self.topology.nodes() {
-            let run = &mut self.nodes[node.index()];
+            let run = &mut self.nodes[node];
             let was_asked = run.held.asked.is_some_and(|at| at >= run.since && at.elapsed() < AGAIN);
             if !run.health.is_up() || was_asked {
                 continue;
             }
             let at = Instant::now();
             run.held.asked = Some(at);
-            let inquirer = self.inquirers[node.index()].clone();
+            let inquirer = self.inquirers[node].clone();
             self.spawn(async move {
                 let answer = inquirer.ask("stats", BYTES_MAX).await;
                 let found = answer.ok().and_then(|answer| read(&answer));
@@ -55,7 +55,7 @@ impl Cluster {
 
     pub(super) fn held(&mut self, node: NodeId, at: Instant, found: Option<HeldReport>) {
         if let Some(found) = found {
-            self.nodes[node.index()].held.found = Some((at, found));
+            self.nodes[node].held.found = Some((at, found));
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(shown(&cluster), None);
         let asked = Instant::now();
         tokio::time::advance(Duration::from_secs(1)).await;
-        cluster.nodes[0].since = Instant::now();
+        cluster.nodes[NodeId(0)].since = Instant::now();
         cluster.held(node, asked, Some(held));
         assert_eq!(shown(&cluster), None);
     }

@@ -306,11 +306,11 @@ impl Cluster {
         for node in self.topology.nodes() {
             let leads = leaders.leads(node);
             let name = self.topology.addr(node).to_string();
-            match self.nodes[node.index()].health.is_up() {
+            match self.nodes[node].health.is_up() {
                 true if leads || answers.inquiry.is_for_all() => {
                     let follows = self.topology.pairs_of(node).any(|p| leaders.at(p) != Some(node));
                     let markers = (!follows).then(|| MARKERS + self.topology.pair_count());
-                    asked.push((node, name, markers, self.inquirers[node.index()].clone()));
+                    asked.push((node, name, markers, self.inquirers[node].clone()));
                 }
                 // The last full copy: no other node can answer in its place.
                 false if leads => answers.silent.push((name, "is not in use".to_owned())),
@@ -404,7 +404,7 @@ impl Cluster {
     /// Who leads each pair.
     pub(super) fn leaders(&self) -> Leaders {
         let leader = |p: PairId| {
-            let place = self.pairs[p.index()].pair.state().leader()?;
+            let place = self.pairs[p].pair.state().leader()?;
             self.topology.pair_is_used(p).then(|| self.node_at(p, place))
         };
         Leaders { topology: self.topology.clone(), nodes: self.topology.pairs().map(leader).collect() }

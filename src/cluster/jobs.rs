@@ -57,7 +57,7 @@ impl Cluster {
         for (_, source) in &pairs {
             self.leave_verify_of(*source);
         }
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         // One that fills all of the node from the beginning makes up for what went before.
         if fill != Fill::Missed && pairs.len() == self.topology.pairs_of(node).count() {
             run.refills.unread.forget();
@@ -68,7 +68,7 @@ impl Cluster {
         let spec =
             JobSpec { target: node, pairs: pairs.clone(), fill, leads: self.topology.place(node) == Place::Primary };
         self.tell_of_job(node, &pairs, fill, purge_only);
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.refills.job = Some(JobRun {
             serial,
             pairs,
@@ -97,7 +97,7 @@ impl Cluster {
     /// The job's sets of keys of a pair.
     fn begin_in_pair(&mut self, pair: PairId, fill: Fill, context: &mut Context) {
         self.plan(pair, FillEvent::JobBegins(fill));
-        let run = &mut self.pairs[pair.index()];
+        let run = &mut self.pairs[pair];
         // All that the target lacks comes to it. A list names what it is known to lack, and no
         // more.
         match fill {
@@ -119,7 +119,7 @@ impl Cluster {
     fn tell_of_job(&self, node: NodeId, pairs: &[(PairId, NodeId)], fill: Fill, purge_only: bool) {
         let addr = self.topology.addr(node);
         if purge_only && fill == Fill::Missed {
-            let missed: usize = pairs.iter().map(|(p, _)| self.pairs[p.index()].missed.len()).sum();
+            let missed: usize = pairs.iter().map(|(p, _)| self.pairs[*p].missed.len()).sum();
             tracing::warn!(node = %addr, missed,
                 "no full copy is left of some pairs: the node leads them without the keys that it missed, which are lost");
         } else if purge_only {
@@ -139,10 +139,10 @@ impl Cluster {
         coordinator: mpsc::Sender<JobEvent>,
     ) -> Context {
         let (owner, holds) = (self.topology.clone(), self.topology.clone());
-        let item_limit = |node: NodeId| self.nodes[node.index()].view.as_ref()?.item_size_max;
+        let item_limit = |node: NodeId| self.nodes[node].view.as_ref()?.item_size_max;
         Context {
             dialer: self.dialer.clone(),
-            memories: self.topology.nodes().filter_map(|n| Some((n, self.nodes[n.index()].incarnation?))).collect(),
+            memories: self.topology.nodes().filter_map(|n| Some((n, self.nodes[n].incarnation?))).collect(),
             names: self.memories.clone(),
             item_limits: self.topology.nodes().filter_map(|n| Some((n, item_limit(n)?))).collect(),
             owner: Arc::new(move |key| owner.pair_of(key)),
@@ -175,13 +175,13 @@ impl Cluster {
 
     pub(super) fn job_said(&mut self, node: NodeId, serial: u64, event: JobEvent) {
         let place = self.topology.place(node);
-        let Some(job) = self.nodes[node.index()].refills.job.as_mut().filter(|j| j.serial == serial) else { return };
+        let Some(job) = self.nodes[node].refills.job.as_mut().filter(|j| j.serial == serial) else { return };
         match event {
             JobEvent::CannotEnumerate { source, pairs, why } => {
                 tracing::warn!(node = %self.topology.addr(node), source = %self.topology.addr(source), why,
                     "the leader cannot be enumerated and keeps leading: the node is filled from the reads that pass through");
                 // The job is doing what it can, which counts as well begun.
-                self.nodes[node.index()].refills.begin_anew();
+                self.nodes[node].refills.begin_anew();
                 // It lingers now.
                 self.unsettled.node(node);
                 for pair in pairs {
@@ -191,15 +191,15 @@ impl Cluster {
             JobEvent::Purged { reply } => {
                 let (pairs, purge_only): (Vec<PairId>, bool) =
                     (job.pairs.iter().map(|(p, _)| *p).collect(), job.purge_only);
-                if !self.nodes[node.index()].health.is_up() {
+                if !self.nodes[node].health.is_up() {
                     // It was lost meanwhile, by a connection that the job does not use. Mirrored it
                     // would count as lost all the same, and no flush would reach it.
                     let _ = reply.send(false);
                     return;
                 }
                 // From here on the node may be written to.
-                self.nodes[node.index()].empty = false;
-                if let Some(job) = self.nodes[node.index()].refills.job.as_mut()
+                self.nodes[node].empty = false;
+                if let Some(job) = self.nodes[node].refills.job.as_mut()
                     && let Fill::Empty | Fill::Purge = job.fill
                 {
                     job.overtaken.clear();
@@ -214,7 +214,7 @@ impl Cluster {
                 self.told_together(|cluster| {
                     pairs.iter().for_each(|pair| cluster.apply(*pair, pair::Event::BeginRecovery));
                 });
-                if let Some(job) = self.nodes[node.index()].refills.job.as_mut() {
+                if let Some(job) = self.nodes[node].refills.job.as_mut() {
                     job.go = Some(reply);
                 }
                 self.unsettled.node(node);
@@ -231,11 +231,11 @@ impl Cluster {
                 self.order_adoption(pair, key, Adopted { value, flags, exptime }, reply);
             }
             JobEvent::Ready { pair, reply } => {
-                self.pairs[pair.index()].ready_reply = Some(reply);
+                self.pairs[pair].ready_reply = Some(reply);
                 self.apply(pair, pair::Event::HandBack);
             }
             JobEvent::Drained { pair, clean, reply } => {
-                self.pairs[pair.index()].drained_reply = Some(reply);
+                self.pairs[pair].drained_reply = Some(reply);
                 self.apply(pair, pair::Event::Drained(clean));
             }
         }
@@ -243,7 +243,7 @@ impl Cluster {
 
     /// What the pair's job waits to hear, where that is known now.
     pub(super) fn owed(&self, id: PairId) -> Owed {
-        let run = &self.pairs[id.index()];
+        let run = &self.pairs[id];
         let (state, gate) = (run.pair.state(), run.pair.gate());
         let verdict = match (state, gate) {
             (State::Mirrored, Gate::Open) => Some(Verdict::Mirrored),
@@ -261,7 +261,7 @@ impl Cluster {
     /// Part of [`settle`](Cluster::settle).
     pub(super) fn answer_job(&mut self, id: PairId) {
         let Owed { not_now, verdict } = self.owed(id);
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         if not_now && let Some(reply) = run.ready_reply.take() {
             let _ = reply.send(false);
         }
@@ -276,10 +276,10 @@ impl Cluster {
     /// open. `false`: one cannot be.
     pub(super) fn may_go(&self, node: NodeId) -> Option<bool> {
         let place = self.topology.place(node);
-        let job = self.nodes[node.index()].refills.job.as_ref().filter(|job| job.go.is_some())?;
+        let job = self.nodes[node].refills.job.as_ref().filter(|job| job.go.is_some())?;
         let mut ready = true;
         for (pair, _) in &job.pairs {
-            let pair = &self.pairs[pair.index()].pair;
+            let pair = &self.pairs[*pair].pair;
             match pair.state() {
                 State::Recovering { leader } if leader != place => ready &= pair.gate() == Gate::Open,
                 _ => return Some(false),
@@ -291,7 +291,7 @@ impl Cluster {
     /// Part of [`settle`](Cluster::settle).
     pub(super) fn answer_go(&mut self, node: NodeId) {
         let Some(goes) = self.may_go(node) else { return };
-        if let Some(go) = self.nodes[node.index()].refills.job.as_mut().and_then(|job| job.go.take()) {
+        if let Some(go) = self.nodes[node].refills.job.as_mut().and_then(|job| job.go.take()) {
             let _ = go.send(goes);
         }
     }
@@ -312,8 +312,8 @@ impl Cluster {
     fn jobs_of(&mut self, pair: PairId) -> impl Iterator<Item = &mut JobRun> {
         let (primary, backup) = self.topology.nodes_of(pair);
         let nodes = match backup {
-            Some(backup) => self.nodes.get_disjoint_mut([primary.index(), backup.index()]).map(Vec::from),
-            None => self.nodes.get_disjoint_mut([primary.index()]).map(Vec::from),
+            Some(backup) => self.nodes.get_disjoint_mut([primary, backup]).map(Vec::from),
+            None => self.nodes.get_disjoint_mut([primary]).map(Vec::from),
         };
         let jobs = nodes.into_iter().flatten().filter_map(|node| node.refills.job.as_mut());
         jobs.filter(move |job| job.fills(pair))
@@ -321,7 +321,7 @@ impl Cluster {
 
     /// The operator's word; `false` if there was nothing to cancel.
     pub(super) fn cancel_job(&mut self, node: NodeId) -> bool {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         let cancelled = run.refills.cancel();
         if let Some(job) = &run.refills.job {
             job.cancel.cancel();
@@ -353,7 +353,7 @@ impl Cluster {
         probe: Result<Probe, NodeError>,
     ) {
         if let Err(JobError::Source(source, _)) = &outcome.result {
-            let known = self.nodes[source.index()].incarnation;
+            let known = self.nodes[*source].incarnation;
             match probe {
                 Err(error) => self.fault(*source, reason_of(&error), false),
                 Ok(found) if self.marked() && found.incarnation != known => {
@@ -372,28 +372,28 @@ impl Cluster {
         if address != self.address_number(node) {
             return;
         }
-        self.nodes[node.index()].drains += 1;
+        self.nodes[node].drains += 1;
         self.changed(node);
         self.spawn(async move { Internal::DrainDone { node, address, end: drain.await } });
     }
 
     /// Whether a resync of the node, over this pair among others, is under way or winding up.
     pub(super) fn is_being_filled(&self, node: NodeId, pair: PairId) -> bool {
-        self.nodes[node.index()].refills.job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
+        self.nodes[node].refills.job.as_ref().is_some_and(|job| !job.purge_only && job.fills(pair))
     }
 
     /// A source that is lost ends the job of all pairs: another pair's follower must not count for
     /// less because of that.
     fn goes_on_adopting(&self, pair: PairId, node: NodeId) -> bool {
-        let run = &self.pairs[pair.index()];
+        let run = &self.pairs[pair];
         let leader = self.topology.place(node).other();
-        run.plan.goes_on_adopting(run.pair.state(), leader) && !self.nodes[node.index()].refills.is_cancelled()
+        run.plan.goes_on_adopting(run.pair.state(), leader) && !self.nodes[node].refills.is_cancelled()
     }
 
     /// A job is over: what it leaves behind is judged in this order, because each step depends on
     /// what the pairs have learnt in the ones before.
     fn job_over(&mut self, node: NodeId, serial: u64, outcome: Outcome) {
-        let Some(job) = self.nodes[node.index()].refills.job.take_if(|j| j.serial == serial) else { return };
+        let Some(job) = self.nodes[node].refills.job.take_if(|j| j.serial == serial) else { return };
         let Outcome { result, drains, undone, copies_left } = outcome;
         for drain in drains {
             self.await_drain(drain);
@@ -407,10 +407,9 @@ impl Cluster {
         self.tell_pairs_of_end(node, &job, &result, reason, undone);
         self.judge_awaited_leaders(node, &job);
         let elapsed = job.progress.elapsed();
-        self.nodes[node.index()].refills.last =
-            Some(LastJob { fill: job.fill, progress: job.progress.clone(), elapsed, end });
+        self.nodes[node].refills.last = Some(LastJob { fill: job.fill, progress: job.progress.clone(), elapsed, end });
         match result {
-            Ok(()) => self.nodes[node.index()].refills.done(),
+            Ok(()) => self.nodes[node].refills.done(),
             Err(error) => self.try_again(node, &job, &error),
         }
         self.changed(node);
@@ -479,9 +478,9 @@ impl Cluster {
     ) {
         let place = self.topology.place(node);
         for &(pair, _) in &job.pairs {
-            self.pairs[pair.index()].ready_reply = None;
-            self.pairs[pair.index()].drained_reply = None;
-            let state = self.pairs[pair.index()].pair.state();
+            self.pairs[pair].ready_reply = None;
+            self.pairs[pair].drained_reply = None;
+            let state = self.pairs[pair].pair.state();
             if self.goes_on_adopting(pair, node) {
                 continue;
             }
@@ -503,9 +502,8 @@ impl Cluster {
     fn judge_awaited_leaders(&mut self, node: NodeId, job: &JobRun) {
         let leads = self.topology.place(node).other();
         for &(pair, source) in &job.pairs {
-            let awaited =
-                matches!(self.pairs[pair.index()].pair.state(), State::Dark { in_sync: Some(p), .. } if p == leads);
-            let source = &self.nodes[source.index()];
+            let awaited = matches!(self.pairs[pair].pair.state(), State::Dark { in_sync: Some(p), .. } if p == leads);
+            let source = &self.nodes[source];
             // A source that is up and yet awaited came back without the memory that the pair waits
             // for.
             if awaited && (source.memory_gone || source.health.is_up()) {
@@ -524,7 +522,7 @@ impl Cluster {
             self.fault(node, reason_of(error), true);
         }
         if let JobError::Source(source, _) = error {
-            self.nodes[source.index()].hint.notify_one();
+            self.nodes[*source].hint.notify_one();
         }
         if job.purge_only && !matches!(error, JobError::Aborted | JobError::Cancelled | JobError::Target(_)) {
             // The other one does not wait for what may fail again and again.
@@ -534,7 +532,7 @@ impl Cluster {
         }
         let (asked, cancelled) = (job.by_operator, *error == JobError::Cancelled);
         let served = job.purge_only && *error == JobError::Aborted;
-        if let Some(pause) = self.nodes[node.index()].refills.failed(Failed { asked, cancelled, served }) {
+        if let Some(pause) = self.nodes[node].refills.failed(Failed { asked, cancelled, served }) {
             self.after(pause, Internal::RetryRefill { node });
         }
     }

@@ -22,13 +22,11 @@ impl Cluster {
         let lateness = Lateness::of(age, self.settings.timeout, self.settings.leader_timeout);
         let hopeless = lateness == Some(Lateness::Hopeless);
         let led_alone = |p: PairId| self.is_only_copy(p, node);
-        if !self.nodes[node.index()].health.is_up()
-            || self.topology.pairs_of(node).all(led_alone)
-            || !holds(Rule::LateTogether)
+        if !self.nodes[node].health.is_up() || self.topology.pairs_of(node).all(led_alone) || !holds(Rule::LateTogether)
         {
             // No node can take its place: how long it is waited for does not depend on others.
             if lateness >= Some(Lateness::Late) {
-                if self.nodes[node.index()].health.is_up() {
+                if self.nodes[node].health.is_up() {
                     self.suspicions.troubled(node, self.now());
                 }
                 self.lost(node, Reason::Timeout, Loss::Suspected, hopeless);
@@ -53,7 +51,7 @@ impl Cluster {
         match result {
             Ok(_) => {
                 self.suspicions.answered(node, now);
-                if self.nodes[node.index()].silent_since.take().is_some() {
+                if self.nodes[node].silent_since.take().is_some() {
                     // It was probes that it had not answered, and it answers again.
                     self.suspicions.forget(node);
                 }
@@ -74,7 +72,7 @@ impl Cluster {
 
     fn others(&self, node: NodeId) -> Others {
         let place = self.topology.place(node);
-        let in_use = |n: &NodeId| *n != node && self.nodes[n.index()].health.is_up();
+        let in_use = |n: &NodeId| *n != node && self.nodes[*n].health.is_up();
         let partners = self.topology.pairs_of(node).map(|p| self.node_at(p, place.other()));
         Others {
             witnesses: self.topology.nodes().filter(in_use).collect(),
@@ -85,7 +83,7 @@ impl Cluster {
 
     /// The node holds the pair's only full copy, or the only one with what clients may have read.
     pub(super) fn is_only_copy(&self, pair: PairId, node: NodeId) -> bool {
-        let (place, run) = (self.topology.place(node), &self.pairs[pair.index()]);
+        let (place, run) = (self.topology.place(node), &self.pairs[pair]);
         run.plan.awaits(place)
             || matches!(run.pair.state(),
                 State::Degraded { leader } | State::Recovering { leader } if leader == place)
@@ -148,7 +146,7 @@ mod tests {
     }
 
     fn is_up(cluster: &Cluster, node: NodeId) -> bool {
-        cluster.nodes[node.index()].health.is_up()
+        cluster.nodes[node].health.is_up()
     }
 
     /// A node owes an answer, and those that answer meanwhile are asked again and again, until just
@@ -197,7 +195,7 @@ mod tests {
         let mut cluster = three();
         cluster.probed(LATE, Instant::now(), Err(NodeError::Timeout));
         advance(Duration::from_millis(500)).await;
-        let known = cluster.nodes[LATE.index()].incarnation;
+        let known = cluster.nodes[LATE].incarnation;
         cluster.probed(LATE, Instant::now(), answered().map(|probe| Probe { incarnation: known, ..probe }));
         advance(Duration::from_secs(10)).await;
         cluster.probe_awaited(LATE, Duration::from_millis(30));
@@ -213,7 +211,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_late_node_that_is_waited_for_is_probed_at_once() {
         let mut cluster = three();
-        let hinted = |cluster: &Cluster| cluster.nodes[LATE.index()].hint.notified().now_or_never().is_some();
+        let hinted = |cluster: &Cluster| cluster.nodes[LATE].hint.notified().now_or_never().is_some();
         assert!(!hinted(&cluster));
         cluster.probed(LATE, Instant::now(), Err(NodeError::Timeout));
         assert!(is_up(&cluster, LATE) && hinted(&cluster), "after a probe");

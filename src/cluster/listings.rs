@@ -100,7 +100,7 @@ impl Cluster {
         }
         let leaders = self.leaders();
         let nodes: Vec<NodeId> = self.topology.nodes().filter(|&node| leaders.leads(node)).collect();
-        if let Some(away) = nodes.iter().find(|node| !self.nodes[node.index()].health.is_up()) {
+        if let Some(away) = nodes.iter().find(|node| !self.nodes[**node].health.is_up()) {
             let name = self.topology.addr(*away).to_string();
             return self.answer(asker, Outcome::Raw(failed(&name, "is not in use")));
         }

@@ -86,12 +86,12 @@ impl LostItems {
 impl Cluster {
     /// What is lost if this event gives the pair a leader.
     pub(super) fn lacks_after(&self, id: PairId, event: pair::Event) -> Option<Lacks> {
-        let run = &self.pairs[id.index()];
+        let run = &self.pairs[id];
         match (run.pair.state(), event) {
             // A `flush_all` has ended what there was.
             (State::Dark { in_sync: None, .. }, pair::Event::Purged(_)) if run.flushed => None,
             (State::Dark { in_sync: None, .. }, pair::Event::Purged(place)) => {
-                let job = self.nodes[self.node_at(id, place).index()].refills.job.as_ref();
+                let job = self.nodes[self.node_at(id, place)].refills.job.as_ref();
                 Some(match job.is_some_and(|job| job.fill == Fill::Missed && job.fills(id)) {
                     // It was purged of what it had missed alone.
                     true => self.missed_of(id),
@@ -109,7 +109,7 @@ impl Cluster {
 
     /// What the node that is away, or follows, is known to have missed.
     pub(super) fn missed_of(&self, id: PairId) -> Lacks {
-        let missed = &self.pairs[id.index()].missed;
+        let missed = &self.pairs[id].missed;
         match missed.overflowed() {
             true => Lacks::Keys { known: 0, more: true },
             false => Lacks::Keys { known: missed.len(), more: false },
@@ -118,9 +118,9 @@ impl Cluster {
 
     /// What the operator gives up who lets the node at `place` lead.
     pub(super) fn given_up_for(&self, id: PairId, place: Place) -> Option<Lacks> {
-        match self.pairs[id.index()].pair.state() {
+        match self.pairs[id].pair.state() {
             State::Dark { in_sync: Some(full), .. } if full == place => None,
-            _ if self.pairs[id.index()].flushed => None,
+            _ if self.pairs[id].flushed => None,
             _ => Some(self.missed_of(id)),
         }
     }
@@ -161,7 +161,7 @@ impl Cluster {
 
     fn note_lost(&mut self, first: PairId, pairs: usize, what: String) {
         let what = if pairs == 1 { what } else { format!("{what}, as one of {pairs} pairs") };
-        let reason = self.pairs[first.index()].pair.reason();
+        let reason = self.pairs[first].pair.reason();
         self.changes.note(format!("pair {}", self.pair_name(first)), what, reason);
     }
 }
@@ -183,7 +183,7 @@ mod tests {
 
     fn dark(in_sync: Option<Place>) -> Cluster {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
-        cluster.pairs[0].undecided = false;
+        cluster.pairs[PairId(0)].undecided = false;
         cluster.apply(PAIR, Event::Start(State::Dark { in_sync, fallback: None }, Reason::Refused));
         cluster
     }
@@ -218,13 +218,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_the_operator_gives_up_is_told_as_far_as_it_is_known() {
         let mut cluster = dark(Some(Place::Primary));
-        cluster.pairs[0].missed.reset();
-        [b"a", b"b"].iter().for_each(|key| cluster.pairs[0].missed.insert(*key));
+        cluster.pairs[PairId(0)].missed.reset();
+        [b"a", b"b"].iter().for_each(|key| cluster.pairs[PairId(0)].missed.insert(*key));
         let lacks = cluster.given_up_for(PAIR, Place::Backup).expect("a node that missed writes");
         cluster.items_lost(PAIR, lacks);
         assert_eq!(told(&mut cluster), (0, 1, 2, false));
         assert_eq!(cluster.given_up_for(PAIR, Place::Primary), None);
-        cluster.pairs[0].missed.overflow();
+        cluster.pairs[PairId(0)].missed.overflow();
         assert_eq!(cluster.given_up_for(PAIR, Place::Backup), Some(Lacks::Keys { known: 0, more: true }));
     }
 
@@ -238,12 +238,12 @@ mod tests {
         assert_eq!(told(&mut cluster), (0, 1, 0, true));
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
         cluster.begin_open(State::Mirrored);
-        cluster.nodes[NodeId(1).index()].health.back(Duration::ZERO);
+        cluster.nodes[NodeId(1)].health.back(Duration::ZERO);
         cluster.apply(PAIR, Event::Foreign(true));
         cluster.apply(PAIR, Event::Lost(Place::Primary, Loss::Suspected, Reason::Reset));
         cluster.apply(PAIR, Event::Foreign(false));
         cluster.apply(PAIR, gone);
-        assert_eq!(cluster.pairs[0].pair.state(), State::Degraded { leader: Place::Backup });
+        assert_eq!(cluster.pairs[PairId(0)].pair.state(), State::Degraded { leader: Place::Backup });
         assert_eq!(told(&mut cluster), (0, 0, 0, false));
     }
 }

@@ -127,7 +127,7 @@ use crate::ambient;
 use crate::backend::marker::{Period, Session};
 use crate::backend::{Dial, Inquirer, Memories, NodeControl};
 use crate::config::{ResyncMode, Settings};
-use crate::ids::{Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
+use crate::ids::{ById, Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Pair, Plan, State};
 use crate::proxy::{Command, Event};
@@ -197,7 +197,7 @@ struct PairRun {
 
 impl PairRun {
     /// Of all pairs, each of which begins as this one.
-    fn all(topology: &Topology, pair: Pair, resync_memory: usize) -> Vec<PairRun> {
+    fn all(topology: &Topology, pair: Pair, resync_memory: usize) -> ById<PairId, PairRun> {
         // As much again as one resync's key list.
         let missed = Arc::new(MissedBudget::new(resync_memory / 2));
         let lone = Arc::new(MissedBudget::new(resync_memory / 8));
@@ -262,9 +262,9 @@ pub struct Cluster {
     /// The names that nodes' memories have had, since before flushes.
     memories: Arc<Memories>,
     listed: Vec<(PairId, Lost, Epoch)>,
-    controls: Vec<Arc<NodeControl>>,
+    controls: ById<NodeId, Arc<NodeControl>>,
     /// For operators and monitors.
-    inquirers: Vec<Arc<Inquirer>>,
+    inquirers: ById<NodeId, Arc<Inquirer>>,
     inquiries: inquiries::Inquiries,
     /// Commands for one server that are unanswered.
     commanded: usize,
@@ -274,8 +274,8 @@ pub struct Cluster {
     stats: Vec<Arc<WorkerStats>>,
     /// The counters at the last `stats reset`.
     stats_base: Vec<u64>,
-    nodes: Vec<NodeRun>,
-    pairs: Vec<PairRun>,
+    nodes: ById<NodeId, NodeRun>,
+    pairs: ById<PairId, PairRun>,
     /// Shared by the `written` sets of all pairs.
     written_budget: Arc<MissedBudget>,
     internal: UnboundedSender<Internal>,

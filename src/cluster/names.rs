@@ -166,9 +166,9 @@ impl Cluster {
         for (host, nodes) in self.hosts() {
             let hint = Arc::new(tokio::sync::Notify::new());
             for node in &nodes {
-                self.nodes[node.index()].look_up = hint.clone();
+                self.nodes[*node].look_up = hint.clone();
             }
-            let away: Vec<_> = nodes.iter().map(|node| self.nodes[node.index()].away.clone()).collect();
+            let away: Vec<_> = nodes.iter().map(|node| self.nodes[*node].away.clone()).collect();
             let (resolver, internal) = (self.names.resolver.clone(), self.internal.clone());
             let (times, shutdown) = (self.probe_times.subscribe(), self.shutdown.clone());
             lease::spawn(async move {
@@ -207,7 +207,7 @@ impl Cluster {
                 continue;
             }
             let present = self.address(node);
-            let run = &mut self.nodes[node.index()];
+            let run = &mut self.nodes[node];
             match run.name.looked_up(present, free) {
                 Some(to) => self.lead_to(node, to),
                 // An address may be back, or on its way.
@@ -223,7 +223,7 @@ impl Cluster {
     fn not_found(&mut self, node: NodeId, why: &str) {
         self.names.addresses.unresolved(node, why.to_owned());
         let address = self.address(node).map_or_else(|| "none".to_owned(), |at| at.to_string());
-        if self.nodes[node.index()].name.is_news(why) {
+        if self.nodes[node].name.is_news(why) {
             tracing::warn!(node = %self.topology.addr(node), %address, "{why}; the last address stays");
         }
     }
@@ -240,7 +240,7 @@ impl Cluster {
                 "its name leads to {taken}, where {} is: that address does not count",
                 self.topology.addr(other)
             );
-            if self.nodes[node.index()].name.is_news(&what) {
+            if self.nodes[node].name.is_news(&what) {
                 tracing::error!(node = %self.topology.addr(node), "{what}");
             }
         }
@@ -252,10 +252,10 @@ impl Cluster {
         let Some(from) = self.address(node) else {
             tracing::info!(node = %self.topology.addr(node), address = %to, "its name resolves");
             self.names.addresses.set(node, to);
-            self.nodes[node.index()].name.said = None;
-            return self.nodes[node.index()].hint.notify_one();
+            self.nodes[node].name.said = None;
+            return self.nodes[node].hint.notify_one();
         };
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         if !run.name.settled {
             return self.move_to(node, to);
         }
@@ -268,8 +268,8 @@ impl Cluster {
 
     /// What memory there is at the address that a name leads to.
     pub(super) fn peeked(&mut self, node: NodeId, to: SocketAddr, found: Result<Option<Incarnation>, NodeError>) {
-        self.nodes[node.index()].name.peeking = false;
-        let run = &self.nodes[node.index()];
+        self.nodes[node].name.peeking = false;
+        let run = &self.nodes[node];
         if run.name.elsewhere.is_none() || !run.name.listed.contains(&to) {
             return;
         }
@@ -277,7 +277,7 @@ impl Cluster {
         let found_there = found.as_ref().ok().copied().flatten();
         let same = run.incarnation.zip(found_there).is_some_and(|(known, there)| self.memories.is(node, known, there));
         if !same {
-            self.nodes[node.index()].name.same_since = None;
+            self.nodes[node].name.same_since = None;
         }
         let stays = match found {
             Err(error) => Some(format!("its name leads to {to} now, which {error}; it stays at {from} until somebody answers there")),
@@ -285,7 +285,7 @@ impl Cluster {
             Ok(_) => self.leads_alone(node).then(|| format!("its name leads to {to} now; it stays at {from} until what it alone holds is copied, or it is lost")),
         };
         match stays {
-            Some(what) if self.nodes[node.index()].name.is_news(&what) => {
+            Some(what) if self.nodes[node].name.is_news(&what) => {
                 tracing::warn!(node = %self.topology.addr(node), "{what}");
             }
             Some(_) => {}
@@ -298,7 +298,7 @@ impl Cluster {
     /// is waited for as long as a leader, while the memory answers by the new one.
     fn stays_with_memory(&mut self, node: NodeId) -> bool {
         let patience = self.settings.leader_timeout;
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         if run.health.is_up() {
             run.name.same_since = None;
             return true;
@@ -311,21 +311,21 @@ impl Cluster {
     fn leads_alone(&self, node: NodeId) -> bool {
         let place = self.topology.place(node);
         let alone = |state: State| matches!(state, State::Degraded { leader } | State::Recovering { leader } if leader == place);
-        self.marked() && self.topology.pairs_of(node).any(|pair: PairId| alone(self.pairs[pair.index()].pair.state()))
+        self.marked() && self.topology.pairs_of(node).any(|pair: PairId| alone(self.pairs[pair].pair.state()))
     }
 
     /// Another server takes the node's place. What was sent to the old one counts for nothing, and
     /// its connections are given up.
     fn move_to(&mut self, node: NodeId, to: SocketAddr) {
         let from = self.address(node).map_or_else(|| "none".to_owned(), |at| at.to_string());
-        if self.nodes[node.index()].name.settled {
+        if self.nodes[node].name.settled {
             tracing::warn!(node = %self.topology.addr(node), %from, %to, "its name leads to another address: a change of server");
             self.lost(node, Reason::Moved, Loss::Suspected, true);
         }
         self.names.addresses.set(node, to);
         self.crawls.moved(node);
         let (flushing, address) = (self.flush.is_sent(), self.address_number(node));
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.reason = Reason::Moved;
         run.name = Name { listed: std::mem::take(&mut run.name.listed), ..Name::default() };
         // Should the same process be there, what is given up unanswered may still take effect.
@@ -349,7 +349,7 @@ impl Cluster {
     /// A worker has no connection to the node's addresses before this one any more.
     pub(super) fn left(&mut self, worker: WorkerId, node: NodeId, address: AddressNumber, owing: bool) {
         let last = address == self.address_number(node);
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.abandoned |= owing && holds(Rule::AbandonedAtMove);
         // If the node has moved again since, the confirmation of that move is still to come.
         if last {
@@ -360,19 +360,19 @@ impl Cluster {
 
     /// A node that never was in use could not be reached: its name may have another address.
     pub(super) fn try_next_address(&mut self, node: NodeId) {
-        if let Some(next) = self.nodes[node.index()].name.after(self.address(node)) {
+        if let Some(next) = self.nodes[node].name.after(self.address(node)) {
             self.names.addresses.set(node, next);
         }
     }
 
     /// It is in use there.
     pub(super) fn settle_address(&mut self, node: NodeId) {
-        self.nodes[node.index()].name.settled = true;
+        self.nodes[node].name.settled = true;
     }
 
     /// Where the name leads, if that is not where the node is.
     pub(super) fn leads_elsewhere(&self, node: NodeId) -> Option<SocketAddr> {
-        self.nodes[node.index()].name.elsewhere
+        self.nodes[node].name.elsewhere
     }
 }
 
@@ -517,7 +517,7 @@ mod tests {
         let mut cluster = alone("-s cache1:1 -b 127.0.0.1:2 --threads 2");
         let addresses = cluster.names.addresses.clone();
         let node = NodeId(0);
-        let drained = |cluster: &Cluster| cluster.nodes[node.index()].is_drained();
+        let drained = |cluster: &Cluster| cluster.nodes[node].is_drained();
         cluster.move_to(node, at(A));
         let first = addresses.number(node);
         cluster.left(WorkerId(0), node, first, false);
@@ -531,6 +531,6 @@ mod tests {
         cluster.left(WorkerId(0), node, second, false);
         cluster.left(WorkerId(1), node, second, true);
         assert!(drained(&cluster));
-        assert!(cluster.nodes[node.index()].abandoned, "one of them left commands unanswered");
+        assert!(cluster.nodes[node].abandoned, "one of them left commands unanswered");
     }
 }

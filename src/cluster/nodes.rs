@@ -178,12 +178,12 @@ impl Cluster {
     /// every pair's gate was closed meanwhile, and a gate that opens begins or ends what was
     /// parked.
     pub(super) fn is_of_its_life(&self, node: NodeId, life: Life) -> bool {
-        life >= self.nodes[node.index()].life
+        life >= self.nodes[node].life
     }
 
     /// A late node that is not given up is waited for, but not until the next probe is due.
     pub(super) fn probe_if_waited_for(&self, node: NodeId) {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         if run.health.is_up() {
             run.hint.notify_one();
         }
@@ -217,7 +217,7 @@ impl Cluster {
             return;
         }
         let now = self.now();
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.memory_gone |= loss == Loss::MemoryGone;
         if run.health.lost(now) {
             run.away.store(true, Ordering::Relaxed);
@@ -239,7 +239,7 @@ impl Cluster {
                     continue;
                 }
                 let loss = match loss {
-                    Loss::Suspected if cluster.pairs[pair.index()].plan.awaits(place) => Loss::SuspectedUncompared,
+                    Loss::Suspected if cluster.pairs[pair].plan.awaits(place) => Loss::SuspectedUncompared,
                     loss => loss,
                 };
                 cluster.apply(pair, pair::Event::Lost(place, loss, reason));
@@ -260,12 +260,12 @@ impl Cluster {
     pub(super) fn abandoned(&mut self, node: NodeId) {
         tracing::warn!(node = %self.topology.addr(node),
             "this machine's kernel gave up a connection with commands unanswered: the node may still execute them");
-        self.nodes[node.index()].abandoned = true;
+        self.nodes[node].abandoned = true;
         self.lost(node, Reason::Timeout, Loss::Suspected, false);
     }
 
     pub(super) fn allow(&self, node: NodeId) {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         for worker in &self.workers {
             let _ = worker.send(Command::Allow { node, incarnation: run.incarnation, life: run.life });
             let _ = worker.send(Command::Clock { node, offset: run.offset });
@@ -275,8 +275,7 @@ impl Cluster {
     /// The smallest `-I` of the nodes is the limit: an item that only one node of a pair can hold
     /// would not be mirrored.
     pub(super) fn tell_item_limit(&self) {
-        for (index, run) in self.nodes.iter().enumerate() {
-            let node = NodeId(index as u16);
+        for (node, run) in self.nodes.all() {
             // A node that was not asked yet may send what any memcached may.
             let Some(bytes) = run.view.as_ref().and_then(|v| v.item_size_max) else { continue };
             for worker in &self.workers {

@@ -106,7 +106,7 @@ impl Cluster {
     fn holds_an_only_copy(&self, node: NodeId) -> bool {
         let place = self.topology.place(node);
         self.topology.pairs_of(node).filter(|&p| self.topology.pair_is_used(p)).any(|p| {
-            match self.pairs[p.index()].pair.state() {
+            match self.pairs[p].pair.state() {
                 State::Mirrored => !self.topology.has_backups(),
                 State::Degraded { leader } | State::Recovering { leader } => leader == place,
                 State::Dark { in_sync, .. } => in_sync.is_none_or(|holder| holder == place),
@@ -116,7 +116,7 @@ impl Cluster {
 
     fn command_node(&mut self, asker: Asker, node: NodeId, command: String) {
         self.commanded += 1;
-        let (inquirer, name) = (self.inquirers[node.index()].clone(), self.topology.addr(node).to_string());
+        let (inquirer, name) = (self.inquirers[node].clone(), self.topology.addr(node).to_string());
         // A key may be a secret: the id of somebody's session.
         let told = command.split(' ').next().unwrap_or_default();
         tracing::info!(node = %name, command = told, "an operator sends a server a command");

@@ -47,7 +47,7 @@ impl Cluster {
         }
         let mut facts = Vec::new();
         for &pair in pairs {
-            if !self.pairs[pair.index()].plan.is_adopting() {
+            if !self.pairs[pair].plan.is_adopting() {
                 self.plan(pair, FillEvent::Adopting);
                 facts.push((pair, Fact::Adopting(self.topology.place(node).other())));
             }
@@ -71,7 +71,7 @@ impl Cluster {
 
     fn are_filled(&self, node: NodeId, pairs: &[PairId]) -> bool {
         let leader = self.topology.place(node).other();
-        pairs.iter().all(|p| self.pairs[p.index()].pair.state() == State::Recovering { leader })
+        pairs.iter().all(|p| self.pairs[*p].pair.state() == State::Recovering { leader })
     }
 
     /// The leader of a pair that adopts is lost. While a job is at work its end tells whether the
@@ -98,7 +98,7 @@ impl Cluster {
                 None if view.ring.is_some() || view.ring_unread || view.session.is_some() => Word::Used,
                 None => Word::Nothing,
                 Some(Record { fact: Fact::Adopting(leader), epoch, .. })
-                    if self.pairs[pair.index()].plan.leads_adoption(leader) =>
+                    if self.pairs[pair].plan.leads_adoption(leader) =>
                 {
                     Word::Adopting(epoch)
                 }
@@ -110,13 +110,13 @@ impl Cluster {
 
     /// Whether the node at this place is one whose items are to be adopted.
     pub(super) fn follows_in_adoption(&self, pair: PairId, place: Place) -> bool {
-        let run = &self.pairs[pair.index()];
+        let run = &self.pairs[pair];
         run.plan.follows_in_adoption(run.pair.state(), place)
     }
 
     /// Whether the pair may still adopt: it knows of every write since its first route.
     pub(super) fn knows_writes(&self, id: PairId) -> bool {
-        self.pairs[id.index()].written.as_ref().is_some_and(|written| !written.overflowed())
+        self.pairs[id].written.as_ref().is_some_and(|written| !written.overflowed())
     }
 
     pub(super) fn order_adoption(

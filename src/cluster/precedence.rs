@@ -85,7 +85,7 @@ impl Cluster {
             backups: if self.marked() { (self.topology.node_count() - primaries) as u16 } else { 0 },
             period: self.period,
             term: self.term,
-            leftovers: self.nodes[node.index()].leftovers,
+            leftovers: self.nodes[node].leftovers,
         }
     }
 
@@ -132,9 +132,9 @@ impl Cluster {
             return;
         }
         for node in self.topology.nodes() {
-            let Some(view) = &self.nodes[node.index()].view else { continue };
+            let Some(view) = &self.nodes[node].view else { continue };
             for &(pair, record) in &view.records {
-                if let Some(run) = self.pairs.get_mut(pair.index()) {
+                if let Some(run) = self.pairs.get_mut(pair) {
                     run.pair.seed(record.epoch);
                 }
             }
@@ -168,7 +168,7 @@ impl Cluster {
             return;
         }
         let own = self.pairs.iter().map(|run| run.pair.term()).max().unwrap_or_default();
-        let first = self.nodes[node.index()].view.is_none();
+        let first = self.nodes[node].view.is_none();
         if terms::is_foreign(found, own, first) {
             self.rise_above(found);
         }
@@ -177,8 +177,7 @@ impl Cluster {
     /// Tokens may have been given under this term, and terms below it, by whatever pair's leader:
     /// from now on all terms are above it.
     pub(super) fn rise_above(&mut self, found: Term) {
-        let risen: Vec<PairId> =
-            self.topology.pairs().filter(|p| self.pairs[p.index()].pair.rise_above(found)).collect();
+        let risen: Vec<PairId> = self.topology.pairs().filter(|p| self.pairs[*p].pair.rise_above(found)).collect();
         if risen.is_empty() {
             return;
         }
@@ -187,7 +186,7 @@ impl Cluster {
             "a node names later leadership terms than those in use: cas tokens of these pairs count no more"
         );
         for &pair in &risen {
-            let term = self.pairs[pair.index()].pair.term();
+            let term = self.pairs[pair].pair.term();
             for worker in &self.workers {
                 let _ = worker.send(Command::Term { pair, term });
             }
@@ -199,7 +198,7 @@ impl Cluster {
     /// The next start is to know it, whatever becomes of the node that named it.
     fn record_term(&self) {
         for node in self.topology.nodes() {
-            let run = &self.nodes[node.index()];
+            let run = &self.nodes[node];
             let Some(incarnation) = run.incarnation.filter(|_| run.health.is_up()) else { continue };
             let mark = self.ring_of(node);
             self.tell_node(node, |control| async move {
@@ -217,7 +216,7 @@ impl Cluster {
     pub(super) fn outrank_records(&mut self, view: &NodeView) {
         for pair in self.topology.pairs() {
             let Some(found) = self.record_in(view, pair) else { continue };
-            let run = &mut self.pairs[pair.index()];
+            let run = &mut self.pairs[pair];
             if !run.pair.outrank(found.epoch) {
                 continue;
             }
@@ -229,7 +228,7 @@ impl Cluster {
                 && let State::Degraded { leader } | State::Recovering { leader } = run.pair.state()
             {
                 tracing::warn!(pair = %self.pair_name(pair), record = %found, "a node came back with a later record than this proxy's: it is outranked");
-                if self.pairs[pair.index()].plan.is_adopting() {
+                if self.pairs[pair].plan.is_adopting() {
                     // What only the follower holds still counts.
                     self.record_filling(pair, leader.other());
                 } else {

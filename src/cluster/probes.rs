@@ -51,10 +51,10 @@ pub(super) async fn told_while_awaited<T>(
 
 impl Cluster {
     pub(super) fn spawn_prober(&self, node: NodeId) {
-        let control = self.controls[node.index()].clone();
+        let control = self.controls[node].clone();
         let internal = self.internal.clone();
-        let hint = self.nodes[node.index()].hint.clone();
-        let away = self.nodes[node.index()].away.clone();
+        let hint = self.nodes[node].hint.clone();
+        let away = self.nodes[node].away.clone();
         let times = self.probe_times.subscribe();
         let shutdown = self.shutdown.clone();
         let mut others = Vec::new();
@@ -99,8 +99,8 @@ impl Cluster {
     /// A node has not answered a probe yet.
     pub(super) fn probe_awaited(&mut self, node: NodeId, age: Duration) {
         let timeout = self.settings.timeout;
-        match self.nodes[node.index()].silent_since {
-            _ if !self.nodes[node.index()].health.is_up() => {}
+        match self.nodes[node].silent_since {
+            _ if !self.nodes[node].health.is_up() => {}
             Some(silent) => self.late(node, silent.elapsed() + timeout),
             // A probe has a timeout of its own: the node is not late before that is over, but other
             // nodes may be probed meanwhile.
@@ -117,12 +117,12 @@ impl Cluster {
 
     fn probe_answered(&mut self, node: NodeId, begun: Instant, found: Probe) {
         let (now, awaited, needed) = (self.now(), self.is_awaited(node), self.probes_needed(node));
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.silent_since = None;
         run.refused_since = None;
         self.tell_relief(node);
         self.judge_later_mark(found.fleet.as_ref());
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         if run.health.is_up() {
             return self.probe_of_one_in_use(node, begun, found);
         }
@@ -131,7 +131,7 @@ impl Cluster {
         if run.health.good_probe(now, needed, awaited)
             && !run.looking
             && !self.flush.is_sent()
-            && self.nodes[node.index()].is_drained()
+            && self.nodes[node].is_drained()
         {
             self.look(node);
         }
@@ -146,7 +146,7 @@ impl Cluster {
         }
         match found.incarnation {
             None => self.check_eviction(node, true),
-            known if known != self.nodes[node.index()].incarnation => self.fault(node, Reason::MarkerStale, true),
+            known if known != self.nodes[node].incarnation => self.fault(node, Reason::MarkerStale, true),
             // The incarnation's may have outlived a flush that took the others (seen in the source
             // of memcached 1.6.25 and later: the walk of what was written within the second ends at
             // the first older item).
@@ -167,7 +167,7 @@ impl Cluster {
 
     fn probe_failed(&mut self, node: NodeId, error: NodeError) {
         let (patience, grace) = (self.settings.leader_timeout, self.settings.leader_grace);
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.health.bad_probe();
         if run.view.is_none() && run.unmarked.is_none() && !run.health.is_up() {
             // It never was in use: what keeps it away is what was seen last.
@@ -204,7 +204,7 @@ impl Cluster {
     fn follow_uncompared(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
-            let run = &self.pairs[pair.index()];
+            let run = &self.pairs[pair];
             let awaited = matches!(run.pair.state(), State::Dark { in_sync: Some(p), fallback: Some(_) } if p == place);
             // A partial copy lacks writes that were acknowledged.
             if awaited
@@ -226,7 +226,7 @@ impl Cluster {
     fn is_awaited(&self, node: NodeId) -> bool {
         let place = self.topology.place(node);
         self.topology.pairs_of(node).any(|pair| {
-            let run = &self.pairs[pair.index()];
+            let run = &self.pairs[pair];
             run.undecided
                 || match run.pair.state() {
                     State::Dark { in_sync, .. } => in_sync.is_none_or(|p| p == place),

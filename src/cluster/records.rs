@@ -29,7 +29,7 @@ impl Cluster {
     /// Writes the pair's record on `places`, in that order, then on every other node that answers,
     /// as a witness for the next start.
     pub(super) fn record(&mut self, id: PairId, fact: Fact, places: Vec<Place>) {
-        let run = &mut self.pairs[id.index()];
+        let run = &mut self.pairs[id];
         run.recording.on.clone_from(&places);
         let epoch = run.pair.epoch();
         let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
@@ -40,12 +40,12 @@ impl Cluster {
         }
         let committed = self.committed(id, &record, places.first().copied());
         let needed: Vec<NodeId> = places.into_iter().map(|place| self.node_at(id, place)).collect();
-        let with = |node: NodeId| (node, self.controls[node.index()].clone(), self.nodes[node.index()].incarnation);
+        let with = |node: NodeId| (node, self.controls[node].clone(), self.nodes[node].incarnation);
         let must: Vec<_> = needed.iter().map(|&node| with(node)).collect();
         let witnesses: Vec<_> = self
             .topology
             .nodes()
-            .filter(|n| !needed.contains(n) && self.nodes[n.index()].health.is_up() && holds(Rule::WitnessRecords))
+            .filter(|n| !needed.contains(n) && self.nodes[*n].health.is_up() && holds(Rule::WitnessRecords))
             .map(with)
             .collect();
         lease::spawn(async move {
@@ -77,7 +77,7 @@ impl Cluster {
 
     /// What is recorded where a pair becomes Recovering, before its gate opens.
     pub(super) fn record_filling(&mut self, id: PairId, on: Place) {
-        if self.pairs[id.index()].plan.is_adopting() {
+        if self.pairs[id].plan.is_adopting() {
             // On the follower: only one that says so itself is adopted from at the next start. The
             // leader is a witness.
             self.record(id, Fact::Adopting(on.other()), vec![on]);
@@ -100,14 +100,14 @@ impl Cluster {
         let records: Vec<(PairId, Record)> = facts
             .into_iter()
             .map(|(id, fact)| {
-                let pair = &mut self.pairs[id.index()].pair;
+                let pair = &mut self.pairs[id].pair;
                 pair.renew();
                 (id, Record { epoch: pair.epoch(), fact, term: pair.term(), period: self.period })
             })
             .collect();
-        let known = |n: NodeId| Some((self.controls[n.index()].clone(), self.nodes[n.index()].incarnation?));
+        let known = |n: NodeId| Some((self.controls[n].clone(), self.nodes[n].incarnation?));
         let target = known(node);
-        let others = self.topology.nodes().filter(|&n| n != node && self.nodes[n.index()].health.is_up());
+        let others = self.topology.nodes().filter(|&n| n != node && self.nodes[n].health.is_up());
         let witnesses: Vec<_> = others.filter_map(known).collect();
         let name = self.topology.addr(node).to_string();
         lease::spawn(async move {
@@ -133,7 +133,7 @@ impl Cluster {
     }
 
     pub(super) fn recorded(&mut self, id: PairId, epoch: Epoch, result: Result<(), (NodeId, MarkError)>) {
-        let pair = &self.pairs[id.index()].pair;
+        let pair = &self.pairs[id].pair;
         if pair.epoch() != epoch || pair.gate() != Gate::Recording {
             return;
         }
@@ -142,12 +142,12 @@ impl Cluster {
             Err((node, MarkError::Node(error))) => {
                 let slow = matches!(error, NodeError::Timeout | NodeError::Unreachable(_));
                 if slow {
-                    let waited = self.pairs[id.index()].since.elapsed().max(self.settings.timeout);
+                    let waited = self.pairs[id].since.elapsed().max(self.settings.timeout);
                     self.late(node, waited);
                     // A last full copy is waited for, and one that is late with others; also one
                     // that is lost for its other pairs and goes on leading this one. (The pair's
                     // next edge ends it, if that came of the fault.)
-                    let pair = &self.pairs[id.index()].pair;
+                    let pair = &self.pairs[id].pair;
                     if pair.epoch() == epoch && pair.gate() == Gate::Recording {
                         self.record_again(id, epoch);
                     }
@@ -164,9 +164,9 @@ impl Cluster {
                 tracing::warn!(node = %self.topology.addr(node), pair = %self.pair_name(id), record = %found,
                     "a later record than this proxy's stands there: it is outranked");
                 self.judge_epoch(found.epoch);
-                self.pairs[id.index()].pair.outrank(found.epoch);
+                self.pairs[id].pair.outrank(found.epoch);
                 self.rise_above(found.term);
-                let epoch = self.pairs[id.index()].pair.epoch();
+                let epoch = self.pairs[id].pair.epoch();
                 self.record_again(id, epoch);
             }
             Err((node, error @ (MarkError::Refused(_) | MarkError::Foreign(_) | MarkError::OfFleet(_)))) => {
@@ -174,10 +174,10 @@ impl Cluster {
                 if matches!(pair.state(), State::Degraded { leader } if self.node_at(id, leader) == node) {
                     tracing::error!(node = %name, %error, "cannot record a pair's state: its keys can only be read");
                     self.publish_read_only(id);
-                    let run = &mut self.pairs[id.index()];
+                    let run = &mut self.pairs[id];
                     run.recording.refused = true;
                     run.recording.given_up = run.since.elapsed() >= self.settings.leader_timeout;
-                } else if self.pairs[id.index()].since.elapsed() >= self.settings.leader_timeout {
+                } else if self.pairs[id].since.elapsed() >= self.settings.leader_timeout {
                     // The other node holds everything and can say so: this one is not worth its
                     // refusal. Not at once, because the first write that is refused frees the old
                     // record's place, so that the next one often succeeds.
@@ -209,14 +209,14 @@ impl Cluster {
     }
 
     pub(super) fn retry_record(&mut self, id: PairId, epoch: Epoch) {
-        let pair = &self.pairs[id.index()].pair;
+        let pair = &self.pairs[id].pair;
         if pair.epoch() != epoch || pair.gate() != Gate::Recording {
             return;
         }
         match pair.state() {
             // In the same order: the first one's is what a loss is struck off by.
             State::Mirrored => {
-                let places = self.pairs[id.index()].recording.on.clone();
+                let places = self.pairs[id].recording.on.clone();
                 self.record(id, Fact::Sync, places)
             }
             State::Degraded { leader } => self.record(id, Fact::Alone(leader), vec![leader]),
@@ -252,10 +252,10 @@ mod tests {
     /// The record was not written in time. Whether the node is in use after that, and whether the
     /// record is tried again.
     async fn not_recorded(cluster: &mut Cluster) -> (bool, bool) {
-        let epoch = cluster.pairs[PAIR.index()].pair.epoch();
+        let epoch = cluster.pairs[PAIR].pair.epoch();
         cluster.recorded(PAIR, epoch, Err((SLOW, MarkError::Node(NodeError::Timeout))));
         let tried = tried_again(cluster).await.contains(&epoch);
-        (cluster.nodes[SLOW.index()].health.is_up(), tried)
+        (cluster.nodes[SLOW].health.is_up(), tried)
     }
 
     /// A node comes back with a later record while this proxy's is being written: whatever answers
@@ -264,7 +264,7 @@ mod tests {
     async fn a_record_that_is_outranked_while_it_is_written_is_written_again() {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
         cluster.begin_recording(State::Degraded { leader: Place::Primary });
-        let pair = &cluster.pairs[PAIR.index()].pair;
+        let pair = &cluster.pairs[PAIR].pair;
         let epoch = Epoch(pair.epoch().0 + 10);
         let found = Record { epoch, fact: Fact::Alone(Place::Backup), term: pair.term(), period: cluster.period };
         cluster.outrank_records(&NodeView { records: vec![(PAIR, found)], ..NodeView::default() });
@@ -290,9 +290,9 @@ mod tests {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
         cluster.begin_recording(State::Mirrored);
         cluster.record(PAIR, Fact::Sync, vec![Place::Primary, Place::Backup]);
-        let epoch = cluster.pairs[PAIR.index()].pair.epoch();
+        let epoch = cluster.pairs[PAIR].pair.epoch();
         cluster.retry_record(PAIR, epoch);
-        assert_eq!(cluster.pairs[PAIR.index()].recording.on, [Place::Primary, Place::Backup]);
+        assert_eq!(cluster.pairs[PAIR].recording.on, [Place::Primary, Place::Backup]);
     }
 
     /// Lost for a pair whose other node is in use, it leads the one that has no other.
@@ -303,7 +303,7 @@ mod tests {
         cluster.lost(NodeId(1), Reason::Reset, Loss::Suspected, true);
         cluster.apply(PAIR, pair::Event::Closed);
         cluster.lost(SLOW, Reason::Timeout, Loss::Suspected, false);
-        let pair = &cluster.pairs[PAIR.index()].pair;
+        let pair = &cluster.pairs[PAIR].pair;
         assert_eq!((pair.state(), pair.gate()), (State::Degraded { leader: Place::Primary }, Gate::Recording));
         assert_eq!(not_recorded(&mut cluster).await, (false, true));
     }

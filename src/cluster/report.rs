@@ -73,7 +73,7 @@ impl Cluster {
     }
 
     fn pair_report(&self, id: PairId) -> (PairReport, PairFacts) {
-        let run = &self.pairs[id.index()];
+        let run = &self.pairs[id];
         let facts = self.pair_facts(id);
         let shown = facts.shown();
         let (word, since) = run.word;
@@ -101,14 +101,14 @@ impl Cluster {
     /// change of that state: at every tick.
     pub(super) fn note_word(&mut self, id: PairId) {
         let shown = self.pair_facts(id).shown().state;
-        let word = &mut self.pairs[id.index()].word;
+        let word = &mut self.pairs[id].word;
         if word.0 != shown {
             *word = (shown, Instant::now());
         }
     }
 
     fn node_report(&self, node: NodeId) -> (NodeReport, NodeFacts) {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         let addr = self.topology.addr(node);
         let facts = self.node_facts(node);
         let shown = facts.shown();
@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     fn resync_report(&self, node: NodeId) -> ResyncReport {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         let (progress, elapsed, word, fill) = match (&run.refills.job, &run.refills.last) {
             (Some(job), _) => {
                 let word = if job.progress.trickles() { "trickle" } else { "running" };
@@ -176,7 +176,7 @@ impl Cluster {
 
     /// What is known of a pair, for [`super::summary`].
     fn pair_facts(&self, id: PairId) -> PairFacts {
-        let run = &self.pairs[id.index()];
+        let run = &self.pairs[id];
         PairFacts {
             state: run.pair.state(),
             gate: run.pair.gate(),
@@ -194,7 +194,7 @@ impl Cluster {
     }
 
     fn node_facts(&self, node: NodeId) -> NodeFacts {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         let place = self.topology.place(node);
         // Beside what it is to be filled with, what it was being filled with when its resync ended.
         let lacking = self.topology.pairs_of(node).find(|&p| self.lacks_refill(p, place));

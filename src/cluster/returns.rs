@@ -36,13 +36,13 @@ struct Memory {
 impl Cluster {
     /// A node whose release is too old for what a refill needs is used all the same.
     pub(super) fn tell_of_version(&self, node: NodeId) {
-        let Some(view) = self.nodes[node.index()].view.as_ref().filter(|view| view.deletes_unguarded()) else { return };
+        let Some(view) = self.nodes[node].view.as_ref().filter(|view| view.deletes_unguarded()) else { return };
         let (node, version) = (self.topology.addr(node), &view.version);
         tracing::warn!(%node, version, "memcached before 1.6.13: a refill may not end while clients write; upgrade it");
     }
 
     pub(super) fn look(&mut self, node: NodeId) {
-        self.nodes[node.index()].looking = true;
+        self.nodes[node].looking = true;
         let pairs = if self.marked() { self.topology.pair_count() } else { 0 };
         self.ask_node(node, move |control| async move { Internal::Viewed { node, result: control.view(pairs).await } });
     }
@@ -52,28 +52,28 @@ impl Cluster {
         let moved = |view: &NodeView| view.address != self.address_number(node) && holds(Rule::OneAddressAConnection);
         if result.as_ref().is_ok_and(moved) {
             // That was another server.
-            self.nodes[node.index()].looking = false;
+            self.nodes[node].looking = false;
             return;
         }
         let needed = self.probes_needed(node);
         let view = match result {
             Ok(view) => view,
             Err(error) => {
-                self.nodes[node.index()].looking = false;
-                self.nodes[node.index()].health.bad_probe();
+                self.nodes[node].looking = false;
+                self.nodes[node].health.bad_probe();
                 tracing::debug!(node = %self.topology.addr(node), %error, "a node that answered probes cannot be looked at");
                 return;
             }
         };
         self.judge_terms(node, &view);
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         if !run.health.is_tried(needed) && !run.is_new_and_empty(&view) {
             // Another memory, and not a new process: it is probed as often as any.
             run.looking = false;
             return;
         }
         if !self.marked() {
-            self.nodes[node.index()].looking = false;
+            self.nodes[node].looking = false;
             self.stamp(node);
             return self.take_back(node, view, None);
         }
@@ -83,7 +83,7 @@ impl Cluster {
 
     /// What the markers on a node say: of its memory, and of what was before.
     fn learn_memory(&mut self, node: NodeId, view: &NodeView) -> Memory {
-        let known = self.nodes[node.index()].incarnation;
+        let known = self.nodes[node].incarnation;
         self.learn_period(view);
         let ours = self.is_ours(node, view);
         // A memory that this proxy has marked itself needs no other witness: the ring marker may
@@ -99,9 +99,9 @@ impl Cluster {
         }
         if known.is_none() || !same {
             let place = self.topology.place(node);
-            let counts = |p: PairId| self.pairs[p.index()].undecided || self.follows_in_adoption(p, place);
+            let counts = |p: PairId| self.pairs[p].undecided || self.follows_in_adoption(p, place);
             let decided = !self.topology.pairs_of(node).any(counts);
-            self.nodes[node.index()].leftovers = self.leftovers_on(node, view, decided);
+            self.nodes[node].leftovers = self.leftovers_on(node, view, decided);
         }
         Memory { is_known: known.is_some(), same, incarnation }
     }
@@ -115,8 +115,8 @@ impl Cluster {
         let session = taken.unwrap_or(self.session);
         let ring = self.ring_of(node);
         // First seen now, and last used by a proxy that did not say goodbye to it: as at the start.
-        let unquiet = !is_known && view.session.is_some_and(|s| s.open && s.id != session.id)
-            || self.nodes[node.index()].abandoned;
+        let unquiet =
+            !is_known && view.session.is_some_and(|s| s.open && s.id != session.id) || self.nodes[node].abandoned;
         let others = (!same && self.is_others(node, &view)).then(|| (self.session.id, self.knock_time()));
         self.ask_node(node, move |control| async move {
             if let Some((session, wait)) = others
@@ -144,7 +144,7 @@ impl Cluster {
         incarnation: Incarnation,
         result: Result<Option<SessionId>, MarkError>,
     ) {
-        self.nodes[node.index()].looking = false;
+        self.nodes[node].looking = false;
         if view.address != self.address_number(node) && holds(Rule::OneAddressAConnection) {
             // That was another server.
             return;
@@ -153,7 +153,7 @@ impl Cluster {
             // Workers reported only during the look that old commands may still be executed there:
             // it is looked at again. So is a node that came back in the middle of a flush, which
             // ends what it holds.
-            Ok(_) if !self.nodes[node.index()].is_drained() || self.flush.is_sent() => {}
+            Ok(_) if !self.nodes[node].is_drained() || self.flush.is_sent() => {}
             Ok(session) => {
                 if session.is_some() {
                     self.await_word(node);
@@ -164,7 +164,7 @@ impl Cluster {
                 if let MarkError::OfFleet(mark) = &error {
                     self.losses.marked_by_other(mark);
                 }
-                self.nodes[node.index()].health.bad_probe();
+                self.nodes[node].health.bad_probe();
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node that came back");
             }
         }
@@ -173,10 +173,10 @@ impl Cluster {
     fn take_back(&mut self, node: NodeId, view: NodeView, incarnation: Option<Incarnation>) {
         let place = self.topology.place(node);
         let now = self.now();
-        let first = self.nodes[node.index()].view.is_none();
+        let first = self.nodes[node].view.is_none();
         let same = incarnation.is_some() && view.incarnation == incarnation && !first;
         if !same {
-            self.nodes[node.index()].refills.unread.forget();
+            self.nodes[node].refills.unread.forget();
             for pair in self.topology.pairs_of(node) {
                 // The list of what the other one missed still tells what is true there.
                 let listed = self.may_lead_with_rest(pair, place.other());
@@ -184,11 +184,11 @@ impl Cluster {
             }
         }
         self.settle_address(node);
-        let abandoned = std::mem::take(&mut self.nodes[node.index()].abandoned);
+        let abandoned = std::mem::take(&mut self.nodes[node].abandoned);
         if abandoned {
             self.forget_missed_on(node);
         }
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.health.back(now);
         run.away.store(false, Ordering::Relaxed);
         run.reason = if same { Reason::MarkerStale } else { Reason::Empty };
@@ -210,9 +210,9 @@ impl Cluster {
             .topology
             .pairs_of(node)
             .filter(|_| self.is_ours(node, &view))
-            .filter(|&p| record_of(p).map_or(self.pairs[p.index()].plan.leads_adoption(place), |r| r.full_at(place)))
+            .filter(|&p| record_of(p).map_or(self.pairs[p].plan.leads_adoption(place), |r| r.full_at(place)))
             .collect();
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.refills.begin_anew();
         run.view = Some(view);
         run.kept_memory = same;
@@ -223,7 +223,7 @@ impl Cluster {
         self.tell_item_limit();
         for pair in self.topology.pairs_of(node) {
             if incarnation.is_none() {
-                self.pairs[pair.index()].undecided = false;
+                self.pairs[pair].undecided = false;
                 self.apply(pair, pair::Event::TakenBack(place));
                 continue;
             }
@@ -232,7 +232,7 @@ impl Cluster {
             self.tell_pair_of_return(pair, node, same || (first && full.contains(&pair)), returned);
         }
         if incarnation.is_none() {
-            self.nodes[node.index()].reason = Reason::None;
+            self.nodes[node].reason = Reason::None;
         }
         // Nodes whose refill waited for this one as their source, too.
         self.changed(node);
@@ -241,7 +241,7 @@ impl Cluster {
     /// `counts`: what the node holds of the pair is as good as it was.
     fn tell_pair_of_return(&mut self, pair: PairId, node: NodeId, counts: bool, returned: Returned) {
         let place = self.topology.place(node);
-        if self.pairs[pair.index()].undecided {
+        if self.pairs[pair].undecided {
             self.decide(pair, false);
         } else if counts {
             self.apply(pair, pair::Event::BackSame(place));
@@ -250,7 +250,7 @@ impl Cluster {
         } else if self.awaits_undo(pair, place) {
             // The other node's resync is still winding up: only at its end is it known whether that
             // one may lead.
-            self.nodes[node.index()].memory_gone = true;
+            self.nodes[node].memory_gone = true;
         } else {
             self.apply(pair, pair::Event::Lost(place, Loss::MemoryGone, Reason::MarkerLost));
             if returned.empty {
@@ -264,7 +264,7 @@ impl Cluster {
     fn forget_missed_on(&mut self, node: NodeId) {
         let place = self.topology.place(node);
         for pair in self.topology.pairs_of(node) {
-            if self.pairs[pair.index()].pair.state().leader() == Some(place.other()) {
+            if self.pairs[pair].pair.state().leader() == Some(place.other()) {
                 self.plan(pair, FillEvent::ListVoid);
             }
         }
@@ -276,7 +276,7 @@ impl Cluster {
             if end == DrainEnd::Abandoned {
                 self.abandoned(node);
             }
-            let run = &mut self.nodes[node.index()];
+            let run = &mut self.nodes[node];
             run.drains = run.drains.saturating_sub(1);
             self.changed(node);
         }
@@ -286,13 +286,13 @@ impl Cluster {
     /// full copy that was only late.
     fn begin_life(&mut self, node: NodeId) {
         let place = self.topology.place(node);
-        let named = |pair: PairId| match self.pairs[pair.index()].pair.state() {
+        let named = |pair: PairId| match self.pairs[pair].pair.state() {
             State::Mirrored | State::Recovering { .. } => true,
             State::Degraded { leader } => leader == place,
             State::Dark { .. } => false,
         };
         if !self.topology.pairs_of(node).any(named) {
-            let life = &mut self.nodes[node.index()].life;
+            let life = &mut self.nodes[node].life;
             *life = life.next();
         }
     }
@@ -314,7 +314,7 @@ mod tests {
         cluster.lost(NodeId(0), Reason::Timeout, Loss::Suspected, false);
         cluster.take_back(NodeId(0), NodeView::default(), None);
         for pair in cluster.topology.pairs() {
-            assert_eq!(cluster.pairs[pair.index()].pair.state(), refilled, "{pair:?}");
+            assert_eq!(cluster.pairs[pair].pair.state(), refilled, "{pair:?}");
         }
     }
 }

@@ -110,10 +110,10 @@ impl Cluster {
     /// What jobs, workers and time change by themselves, and refills go by: these have no event,
     /// and are looked at with the next one, or at the next tick of [`super::copies`].
     fn unheard(&self, node: NodeId) -> Vec<bool> {
-        let lingers = |n: NodeId| self.nodes[n.index()].refills.job.as_ref().is_some_and(|job| job.progress.lingers());
+        let lingers = |n: NodeId| self.nodes[n].refills.job.as_ref().is_some_and(|job| job.progress.lingers());
         let mut all = vec![lingers(node)];
         for pair in self.topology.pairs_of(node) {
-            all.extend([self.pairs[pair.index()].missed.overflowed(), self.is_overdue(pair)]);
+            all.extend([self.pairs[pair].missed.overflowed(), self.is_overdue(pair)]);
         }
         all
     }

@@ -104,7 +104,7 @@ impl Cluster {
         // A timeout is fine: servers without an address are left out.
         let _ = tokio::time::timeout(patience, self.look_up_all()).await;
         let looks = self.topology.nodes().map(|node| {
-            let look = tokio::time::timeout(patience, self.controls[node.index()].view(0));
+            let look = tokio::time::timeout(patience, self.controls[node].view(0));
             async move { Some((node, look.await.ok()?.ok()?.fleet?)) }
         });
         let found = futures::future::join_all(looks).await;
@@ -125,7 +125,7 @@ impl Cluster {
             return;
         }
         tracing::warn!(node = %self.topology.addr(node), found = %found, "a former active proxy has marked the server late: it is marked again");
-        if let Some(incarnation) = self.nodes[node.index()].incarnation {
+        if let Some(incarnation) = self.nodes[node].incarnation {
             self.tell_node(node, |control| async move {
                 // If this fails, the next probe finds the old one again.
                 let _ = control.fleet_again(incarnation).await;
@@ -158,7 +158,7 @@ impl Cluster {
         }
         tracing::warn!(former, "the former active proxy is not known to be gone: nothing is filled before it is");
         for node in self.topology.nodes() {
-            self.nodes[node.index()].former = Former::There;
+            self.nodes[node].former = Former::There;
         }
         self.losses.awaits_former(true);
         // (One that has not answered the start would be waited for as long as requests may take.)
@@ -171,7 +171,7 @@ impl Cluster {
             if let Some(sight) = found {
                 there.look(&sight);
             }
-            let control = self.controls[node.index()].clone();
+            let control = self.controls[node].clone();
             let over = self.former_looks.clone();
             self.spawn(async move {
                 tokio::select! {
@@ -196,10 +196,10 @@ impl Cluster {
             return;
         }
         for gone in self.topology.nodes().filter(|n| node.is_none_or(|node| node == *n)) {
-            self.nodes[gone.index()].former = Former::Gone;
+            self.nodes[gone].former = Former::Gone;
         }
         for pair in self.topology.pairs() {
-            let run = &self.pairs[pair.index()];
+            let run = &self.pairs[pair];
             if !run.pair.is_foreign() || self.stays_foreign(pair) {
                 continue;
             }
@@ -229,7 +229,7 @@ impl Cluster {
     /// Whether the former active proxy is awaited on a pair's nodes.
     pub(super) fn awaits_former_of(&self, pair: PairId) -> bool {
         let (primary, backup) = self.topology.nodes_of(pair);
-        std::iter::once(primary).chain(backup).any(|node| self.nodes[node.index()].former == Former::There)
+        std::iter::once(primary).chain(backup).any(|node| self.nodes[node].former == Former::There)
     }
 }
 
@@ -343,7 +343,7 @@ mod tests {
     }
 
     fn found(cluster: &mut Cluster, mark: &FleetMark) {
-        cluster.nodes[1].view = Some(NodeView { fleet: Some(mark.clone()), ..NodeView::default() });
+        cluster.nodes[NodeId(1)].view = Some(NodeView { fleet: Some(mark.clone()), ..NodeView::default() });
     }
 
     #[tokio::test]
@@ -392,9 +392,9 @@ mod tests {
             let (mut cluster, told) = cluster();
             cluster.begin_open(State::Degraded { leader: Place::Primary });
             let now = cluster.now();
-            cluster.nodes[ONE.index()].incarnation = Some(Incarnation(1));
+            cluster.nodes[ONE].incarnation = Some(Incarnation(1));
             if !is_up {
-                cluster.nodes[ONE.index()].health.lost(now);
+                cluster.nodes[ONE].health.lost(now);
             }
             let later = mark("a", 8, "there:1");
             let found = Probe { incarnation, missing, fleet: Some(later.clone()), ..Probe::default() };
@@ -421,7 +421,7 @@ mod tests {
             let pair = PairId(0);
             cluster.apply(pair, pair::Event::Foreign(true));
             cluster.former_gone(Some(ONE), "of a test");
-            assert!(cluster.awaits_former() && cluster.pairs[0].pair.is_foreign());
+            assert!(cluster.awaits_former() && cluster.pairs[PairId(0)].pair.is_foreign());
             if stops {
                 cluster.shutdown.cancel();
             }
@@ -429,7 +429,7 @@ mod tests {
             // When this proxy stops, waiting ends without proof.
             assert_eq!(cluster.awaits_former(), stops);
             assert_eq!(told.awaits.lock().unwrap().contains(&false), !stops);
-            assert_eq!(cluster.pairs[0].pair.is_foreign(), stops);
+            assert_eq!(cluster.pairs[PairId(0)].pair.is_foreign(), stops);
         }
     }
 
@@ -486,7 +486,7 @@ mod tests {
     async fn whoever_has_no_connection_at_the_first_look_is_not_waited_for() {
         let cluster = alone(SERVERS);
         let none = There { first: Some((BTreeSet::new(), 5)) };
-        let waits = awaited(cluster.controls[ONE.index()].clone(), none);
+        let waits = awaited(cluster.controls[ONE].clone(), none);
         assert!(waits.now_or_never().is_some(), "at once");
     }
 

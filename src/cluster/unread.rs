@@ -29,17 +29,17 @@ impl Cluster {
     /// Whether a node of the pair may have evicted copies, which it could not be asked yet.
     pub(super) fn is_in_doubt(&self, id: PairId) -> bool {
         let (primary, backup) = self.topology.nodes_of(id);
-        [Some(primary), backup].into_iter().flatten().any(|n| self.nodes[n.index()].refills.unread.since.is_some())
+        [Some(primary), backup].into_iter().flatten().any(|n| self.nodes[n].refills.unread.since.is_some())
     }
 
     /// Whether the pair lacks, or may lack, copies of keys that nobody can name.
     pub(super) fn lacks_more(&self, id: PairId) -> bool {
-        self.pairs[id.index()].lone.has_more() || self.is_in_doubt(id)
+        self.pairs[id].lone.has_more() || self.is_in_doubt(id)
     }
 
     /// A resync of the node is over.
     pub(super) fn judge_evictions(&mut self, node: NodeId, progress: &Progress) {
-        self.nodes[node.index()].refills.unread.since = progress.unread_evictions();
+        self.nodes[node].refills.unread.since = progress.unread_evictions();
         if progress.incomplete() > 0 {
             self.evicted_during_fill(node, progress.incomplete());
         }
@@ -47,7 +47,7 @@ impl Cluster {
 
     /// A resync under way reads it itself.
     pub(super) fn ask_of_evictions(&mut self, node: NodeId) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         let refills = &mut run.refills;
         if refills.unread.since.is_none() || refills.unread.asking || refills.job.is_some() || !run.health.is_up() {
             return;
@@ -60,7 +60,7 @@ impl Cluster {
     }
 
     pub(super) fn evictions_read(&mut self, node: NodeId, result: Result<NodeView, NodeError>) {
-        let run = &mut self.nodes[node.index()];
+        let run = &mut self.nodes[node];
         run.refills.unread.asking = false;
         // A resync that began meanwhile counts from the same beginning.
         let (Ok(view), Some(since), None) = (result, run.refills.unread.since, &run.refills.job) else { return };
@@ -92,7 +92,7 @@ mod tests {
     fn in_doubt() -> Cluster {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
         cluster.begin_open(State::Mirrored);
-        cluster.nodes[NODE.index()].incarnation = HIS;
+        cluster.nodes[NODE].incarnation = HIS;
         let progress = Progress::new([PAIR]);
         progress.carry_evictions(5);
         cluster.judge_evictions(NODE, &progress);
@@ -123,7 +123,7 @@ mod tests {
         let mut cluster = in_doubt();
         assert_eq!(shown(&cluster), ("incomplete", true));
         cluster.look_for_copies();
-        assert!(cluster.nodes[NODE.index()].refills.unread.asking && !cluster.is_verifying());
+        assert!(cluster.nodes[NODE].refills.unread.asking && !cluster.is_verifying());
         cluster.evictions_read(NODE, Err(NodeError::Timeout));
         read(&mut cluster, Some(Incarnation(8)), 5);
         assert_eq!(shown(&cluster), ("incomplete", true), "nothing was told of that memory");
@@ -158,7 +158,7 @@ mod tests {
     async fn the_next_resync_of_the_same_memory_counts_from_the_same_beginning() {
         let mut cluster = in_doubt();
         cluster.begin_job(NODE, vec![PAIR], crate::resync::Fill::Missed);
-        let job = cluster.nodes[NODE.index()].refills.job.take().expect("a job");
+        let job = cluster.nodes[NODE].refills.job.take().expect("a job");
         assert_eq!(job.progress.unread_evictions(), Some(5));
     }
 }

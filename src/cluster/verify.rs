@@ -102,7 +102,7 @@ impl Cluster {
         let mut pairs = Vec::new();
         for &pair in wanted {
             let (leader, follower) = self.topology.nodes_of(pair);
-            let run = &self.pairs[pair.index()].pair;
+            let run = &self.pairs[pair].pair;
             if let (State::Mirrored, Gate::Open, Some(follower)) = (run.state(), run.gate(), follower) {
                 pairs.push(VerifyPair { pair, leader, follower, leave: CancellationToken::new() });
             }
@@ -124,7 +124,7 @@ impl Cluster {
             more: pairs
                 .iter()
                 .filter(|p| !self.is_contested(p.pair))
-                .map(|p| (p.pair, self.pairs[p.pair.index()].lone.more()))
+                .map(|p| (p.pair, self.pairs[p.pair].lone.more()))
                 .collect(),
         };
         tracing::info!(pairs = pairs.len(), rate = rate.unwrap_or(0), "verify begins");
@@ -195,7 +195,7 @@ impl Cluster {
     /// primary's word.
     fn fill_uncompared(&mut self) {
         for pair in self.topology.pairs() {
-            if self.pairs[pair.index()].plan.is_uncompared() {
+            if self.pairs[pair].plan.is_uncompared() {
                 self.apply(pair, pair::Event::Distrust(Place::Backup));
             }
         }

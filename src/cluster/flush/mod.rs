@@ -107,8 +107,8 @@ impl Cluster {
         let nodes: Vec<_> = self
             .topology
             .nodes()
-            .filter(|n| self.nodes[n.index()].health.is_up())
-            .filter_map(|n| Some((n, self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
+            .filter(|n| self.nodes[*n].health.is_up())
+            .filter_map(|n| Some((n, self.nodes[n].incarnation?, self.controls[n].clone())))
             .collect();
         self.spawn(async move {
             let writes = nodes
@@ -137,7 +137,7 @@ impl Cluster {
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot record the delayed flushes");
                 if let MarkError::Node(error) = error {
                     self.fault(node, reason_of(&error), false);
-                    waited_for |= reason_of(&error) == Reason::Timeout && self.nodes[node.index()].health.is_up();
+                    waited_for |= reason_of(&error) == Reason::Timeout && self.nodes[node].health.is_up();
                 }
             }
         }
@@ -176,7 +176,7 @@ impl Cluster {
         self.flush.quiesced(guard, self.topology.pairs());
         for pair in self.topology.pairs() {
             self.unsettled.pair(pair);
-            if self.pairs[pair.index()].pair.gate() == Gate::Open && !self.pairs[pair.index()].held_for_flush {
+            if self.pairs[pair].pair.gate() == Gate::Open && !self.pairs[pair].held_for_flush {
                 self.close(pair, None);
             }
         }
@@ -189,7 +189,7 @@ impl Cluster {
         if !self.flush.looks_at_gates() {
             return;
         }
-        if self.pairs[pair.index()].pair.gate() == Gate::Draining {
+        if self.pairs[pair].pair.gate() == Gate::Draining {
             // A hand-back that waits for its last copies gives up its gate: the copies wait for
             // this flush.
             self.apply(pair, pair::Event::Drained(false));
@@ -200,7 +200,7 @@ impl Cluster {
 
     /// Whether the pair is closed, or would open only after the flush.
     fn is_closed_for_flush(&self, pair: PairId) -> bool {
-        let run = &self.pairs[pair.index()];
+        let run = &self.pairs[pair];
         match run.pair.gate() {
             Gate::Open => run.flush_closed || run.held_for_flush,
             // No write is taken before the record is stored. What the flush itself is to record is
@@ -237,12 +237,11 @@ impl Cluster {
     fn send_flush(&mut self) {
         // A node that is lost for its mirrored pairs, being late, may lead others all the same.
         let nodes = self.topology.nodes();
-        let waiting =
-            self.flush.send(nodes.filter(|&n| self.nodes[n.index()].health.is_up() || self.leads(n)).collect());
+        let waiting = self.flush.send(nodes.filter(|&n| self.nodes[n].health.is_up() || self.leads(n)).collect());
         for pair in self.topology.pairs() {
-            if self.pairs[pair.index()].plan.is_adopting() {
+            if self.pairs[pair].plan.is_adopting() {
                 // Its record is another one from now on.
-                self.pairs[pair.index()].pair.renew();
+                self.pairs[pair].pair.renew();
             }
             self.plan(pair, FillEvent::FlushSent);
         }
@@ -252,10 +251,10 @@ impl Cluster {
     }
 
     fn flush_node(&self, node: NodeId, given_up: CancellationToken) {
-        let named = self.nodes[node.index()].incarnation.map(|from| NewName { from, to: new_name(from) });
+        let named = self.nodes[node].incarnation.map(|from| NewName { from, to: new_name(from) });
         let name = named.map(|named| named.to);
         let markers = self.markers(node, name);
-        let (control, internal) = (self.controls[node.index()].clone(), self.internal.clone());
+        let (control, internal) = (self.controls[node].clone(), self.internal.clone());
         let (timeout, patience) = (self.settings.timeout, self.settings.leader_timeout.max(self.settings.timeout));
         lease::spawn(async move {
             // The probes wait behind it, so it tells itself that the node is late.
@@ -290,7 +289,7 @@ impl Cluster {
     /// Whether the node is lost, and leads nothing any more: then its flush is not waited for
     /// either.
     pub(in crate::cluster) fn flush_is_in_vain(&self, node: NodeId) -> bool {
-        self.flush.is_patient_with(node) && !self.nodes[node.index()].health.is_up() && !self.leads(node)
+        self.flush.is_patient_with(node) && !self.nodes[node].health.is_up() && !self.leads(node)
     }
 
     /// Part of [`settle`](Cluster::settle).
@@ -303,7 +302,7 @@ impl Cluster {
     /// Some pair goes by the node's word.
     fn leads(&self, node: NodeId) -> bool {
         let place = self.topology.place(node);
-        self.topology.pairs_of(node).any(|p| self.pairs[p.index()].pair.state().leader() == Some(place))
+        self.topology.pairs_of(node).any(|p| self.pairs[p].pair.state().leader() == Some(place))
     }
 
     /// Everything that the proxy keeps on a node, as it is to be by the pairs' present states; with
@@ -327,14 +326,14 @@ impl Cluster {
             markers.push((marker::FLUSH_KEY.to_owned(), self.delayed.pending().to_string()));
         }
         for pair in self.topology.pairs() {
-            if self.pairs[pair.index()].undecided {
+            if self.pairs[pair].undecided {
                 continue;
             }
-            let run = &self.pairs[pair.index()].pair;
+            let run = &self.pairs[pair].pair;
             let fact = match run.state() {
                 State::Mirrored => Fact::Sync,
                 State::Degraded { leader } => Fact::Alone(leader),
-                State::Recovering { leader } if self.pairs[pair.index()].plan.is_adopting() => Fact::Adopting(leader),
+                State::Recovering { leader } if self.pairs[pair].plan.is_adopting() => Fact::Adopting(leader),
                 State::Recovering { leader } => Fact::Filling(leader.other()),
                 State::Dark { in_sync: Some(place), .. } => Fact::Alone(place),
                 State::Dark { in_sync: None, .. } => Fact::Nobody,
@@ -351,8 +350,8 @@ impl Cluster {
     fn void_dark(&mut self) {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
-            self.pairs[pair.index()].undecided = false;
-            self.plan(pair, FillEvent::Flushed(self.pairs[pair.index()].pair.state()));
+            self.pairs[pair].undecided = false;
+            self.plan(pair, FillEvent::Flushed(self.pairs[pair].pair.state()));
             self.apply(pair, pair::Event::Flushed);
         }
     }
@@ -366,13 +365,13 @@ impl Cluster {
         drain: Option<AddressNumber>,
     ) {
         if drain == Some(self.address_number(node)) {
-            self.nodes[node.index()].drains += 1;
+            self.nodes[node].drains += 1;
             self.changed(node);
         }
         match result {
             Ok(flushed) => {
                 // It counts those that it refuses, too (`-F`).
-                if let Some(view) = &mut self.nodes[node.index()].view {
+                if let Some(view) = &mut self.nodes[node].view {
                     view.cmd_flush += 1;
                 }
                 match flushed {
@@ -407,8 +406,8 @@ impl Cluster {
     /// that they knew no longer count: every gate is closed, so nothing is forgotten with them.
     fn rename(&mut self, node: NodeId, name: Option<Incarnation>) {
         let Some(name) = name else { return };
-        let used = self.nodes[node.index()].health.is_up() || self.leads(node);
-        let run = &mut self.nodes[node.index()];
+        let used = self.nodes[node].health.is_up() || self.leads(node);
+        let run = &mut self.nodes[node];
         run.incarnation = Some(name);
         if used {
             run.life = run.life.next();
@@ -427,7 +426,7 @@ impl Cluster {
         // Of a pair whose node was lost by this it is not recorded yet who leads alone. What was
         // refused by a full node has room now, and may have been written with the flush.
         for pair in self.topology.pairs() {
-            self.pairs[pair.index()].recording.given_up = false;
+            self.pairs[pair].recording.given_up = false;
             self.unsettled.pair(pair);
         }
         for node in out_of_step {
@@ -458,7 +457,7 @@ impl Cluster {
             self.nodes.iter_mut().for_each(|run| run.refills.unread.forget());
         }
         for pair in self.topology.pairs() {
-            let run = &self.pairs[pair.index()];
+            let run = &self.pairs[pair];
             if run.pair.gate() == Gate::Open {
                 self.publish(pair);
             }
@@ -479,7 +478,7 @@ impl Cluster {
         let records: Vec<(PairId, Record)> = self
             .topology
             .pairs()
-            .map(|id| (id, &self.pairs[id.index()]))
+            .map(|id| (id, &self.pairs[id]))
             .filter(|(_, run)| !run.undecided && matches!(run.pair.state(), State::Dark { in_sync: None, .. }))
             .map(|(id, run)| {
                 let (epoch, term) = (run.pair.epoch(), run.pair.term());
@@ -492,8 +491,8 @@ impl Cluster {
         let nodes: Vec<_> = self
             .topology
             .nodes()
-            .filter(|n| self.nodes[n.index()].health.is_up())
-            .filter_map(|n| Some((self.nodes[n.index()].incarnation?, self.controls[n.index()].clone())))
+            .filter(|n| self.nodes[*n].health.is_up())
+            .filter_map(|n| Some((self.nodes[n].incarnation?, self.controls[n].clone())))
             .collect();
         let agreed: Vec<_> = records.iter().map(|(id, record)| self.committed(*id, record, None)).collect();
         self.spawn(async move {

@@ -26,18 +26,18 @@ async fn the_name_that_a_flush_gives_is_no_other_memory() {
     };
     cluster.flush_all(asker, 0);
     cluster.settle();
-    let (pair, round) = (PairId(0), cluster.pairs[0].round);
+    let (pair, round) = (PairId(0), cluster.pairs[PairId(0)].round);
     cluster.worker_said(Event::Closed { worker: WorkerId(0), pair, round });
     cluster.settle();
     assert!(cluster.flush.awaits(NODE), "it is sent");
-    let (life, name) = (cluster.nodes[NODE.index()].life, before.flushed(5));
+    let (life, name) = (cluster.nodes[NODE].life, before.flushed(5));
     let told = |cluster: &mut Cluster, life| {
         cluster.worker_said(Event::Fault { node: NODE, life, reason: Reason::MarkerStale });
-        cluster.nodes[NODE.index()].health.is_up()
+        cluster.nodes[NODE].health.is_up()
     };
     assert!(told(&mut cluster, life), "told before the answer came");
     cluster.flushed(NODE, Some(name), Ok(Flushed::Done), None);
-    assert_eq!(cluster.nodes[NODE.index()].incarnation, Some(name));
+    assert_eq!(cluster.nodes[NODE].incarnation, Some(name));
     assert!(told(&mut cluster, life), "told before the worker knew the name");
     assert!(!told(&mut cluster, life.next()), "told of another name than this");
 }
@@ -68,7 +68,7 @@ async fn flush_that_one_missed(is_full: bool) -> String {
     };
     let pair = PairId(0);
     let closed = |cluster: &mut Cluster| {
-        let round = cluster.pairs[pair.index()].round;
+        let round = cluster.pairs[pair].round;
         cluster.worker_said(Event::Closed { worker: WorkerId(0), pair, round });
         cluster.settle();
     };
@@ -81,7 +81,7 @@ async fn flush_that_one_missed(is_full: bool) -> String {
     assert!(cluster.flush.is_active(), "the gate is being closed");
     closed(&mut cluster);
     assert!(cluster.flush.is_active(), "it is being recorded");
-    let epoch = cluster.pairs[pair.index()].pair.epoch();
+    let epoch = cluster.pairs[pair].pair.epoch();
     let refused = || Err((NodeId(1), MarkError::Refused("SERVER_ERROR out of memory".to_owned())));
     cluster.recorded(pair, epoch, refused());
     cluster.settle();
@@ -128,7 +128,7 @@ async fn a_record_that_was_refused_before_a_flush_is_tried_again_after_it() {
     cluster.nodes.iter_mut().for_each(|run| run.incarnation = Some(Incarnation(7 << 32)));
     let mut told = heard(&mut cluster);
     let pair = PairId(0);
-    let epoch = cluster.pairs[pair.index()].pair.epoch();
+    let epoch = cluster.pairs[pair].pair.epoch();
     tokio::time::advance(cluster.settings.leader_timeout).await;
     cluster.recorded(pair, epoch, Err((NODE, MarkError::Refused("SERVER_ERROR out of memory".to_owned()))));
     let asker = Asker {
@@ -163,7 +163,7 @@ async fn a_flush_that_may_have_reached_nobody_is_not_called_done() {
     cluster.flush_all(asker, 0);
     cluster.settle();
     for _ in 0..3 {
-        let (pair, round) = (PairId(0), cluster.pairs[0].round);
+        let (pair, round) = (PairId(0), cluster.pairs[PairId(0)].round);
         cluster.worker_said(Event::Closed { worker: WorkerId(0), pair, round });
         cluster.settle();
         for node in [NODE, NodeId(1)].into_iter().filter(|&node| cluster.flush.awaits(node)).collect::<Vec<_>>() {
@@ -190,9 +190,9 @@ async fn a_node_that_refuses_the_flush_has_the_name_that_it_stored() {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
         cluster.begin_open(State::Mirrored);
         let (before, name) = (Incarnation(7 << 32), Incarnation(7 << 32).flushed(5));
-        cluster.nodes[NODE.index()].incarnation = Some(before);
+        cluster.nodes[NODE].incarnation = Some(before);
         let result = Ok(Flushed::Refused { said: "CLIENT_ERROR flush_all not allowed".to_owned(), renamed });
         cluster.flushed(NODE, Some(name), result, None);
-        assert_eq!(cluster.nodes[NODE.index()].incarnation, Some(if renamed { name } else { before }));
+        assert_eq!(cluster.nodes[NODE].incarnation, Some(if renamed { name } else { before }));
     }
 }

@@ -29,8 +29,8 @@ impl Cluster {
     /// Whether the node at `place` may lead the pair, of which no full copy is left, with what it
     /// did not miss.
     pub(super) fn may_lead_with_rest(&self, pair: PairId, place: Place) -> bool {
-        let (node, run) = (self.node_at(pair, place), &self.pairs[pair.index()]);
-        let up = self.nodes[node.index()].health.is_up();
+        let (node, run) = (self.node_at(pair, place), &self.pairs[pair]);
+        let up = self.nodes[node].health.is_up();
         up && run.plan.may_lead(run.pair.state(), place, !run.missed.overflowed())
     }
 
@@ -45,18 +45,18 @@ impl Cluster {
     /// Whether the pair waits for the node at `place` while the resync of the other one is still
     /// winding up.
     pub(super) fn awaits_undo(&self, pair: PairId, place: Place) -> bool {
-        self.pairs[pair.index()].pair.state() == State::Dark { in_sync: Some(place), fallback: None }
+        self.pairs[pair].pair.state() == State::Dark { in_sync: Some(place), fallback: None }
             && self.is_being_filled(self.node_at(pair, place.other()), pair)
     }
 
     /// What is to be done about the node's copies.
     pub(super) fn refill_due(&self, node: NodeId) -> Option<Due> {
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         if !run.health.is_up() {
             return None;
         }
         let place = self.topology.place(node);
-        let mirrored = self.topology.pairs_of(node).all(|p| self.pairs[p.index()].pair.state() == State::Mirrored);
+        let mirrored = self.topology.pairs_of(node).all(|p| self.pairs[p].pair.state() == State::Mirrored);
         if mirrored {
             return (run.reason != Reason::None || run.refills.is_asked_for()).then_some(Due::Well);
         }
@@ -83,7 +83,7 @@ impl Cluster {
         let orphaned: Vec<PairId> = self.orphans_of(node).filter(|p| !left_to_other(p)).collect();
         // Their gates open together at the start: one pass over the node for all, and no refill
         // that they would have to wait for.
-        if orphaned.iter().any(|p| self.pairs[p.index()].pair.gate() != pair::Gate::Open) {
+        if orphaned.iter().any(|p| self.pairs[*p].pair.gate() != pair::Gate::Open) {
             return None;
         }
         if !orphaned.is_empty() {
@@ -93,7 +93,7 @@ impl Cluster {
         // Pairs that are degraded but not recorded yet come along in a moment: one pass over the
         // sources for all.
         let coming = |p: PairId| {
-            let gate = self.pairs[p.index()].pair.gate();
+            let gate = self.pairs[p].pair.gate();
             self.lacks_refill(p, place) && gate != pair::Gate::Open && !self.is_overdue(p)
         };
         if !wanted || self.topology.pairs_of(node).any(coming) {
@@ -113,7 +113,7 @@ impl Cluster {
     /// is not open by then (a leader that is full takes no record, one that is slow has an
     /// operation under way), the refills of other pairs do not wait for it.
     pub(super) fn is_overdue(&self, pair: PairId) -> bool {
-        self.pairs[pair.index()].since.elapsed() >= self.settings.leader_timeout
+        self.pairs[pair].since.elapsed() >= self.settings.leader_timeout
     }
 
     /// Part of [`settle`](Cluster::settle).
@@ -121,12 +121,12 @@ impl Cluster {
         match self.refill_due(node) {
             None => {}
             Some(Due::Well) => {
-                let run = &mut self.nodes[node.index()];
+                let run = &mut self.nodes[node];
                 run.reason = Reason::None;
                 run.refills.well();
             }
             Some(Due::Yield) => {
-                self.nodes[node.index()].refills.give_way();
+                self.nodes[node].refills.give_way();
             }
             Some(Due::Purge { pairs, fill }) => self.begin_purge(node, pairs, fill),
             Some(Due::Fill { pairs, fill }) => self.begin_job(node, pairs, fill),
@@ -137,7 +137,7 @@ impl Cluster {
     /// them.
     fn orphans_of(&self, node: NodeId) -> impl Iterator<Item = PairId> {
         let is_orphan = |p: &PairId| {
-            let run = &self.pairs[p.index()];
+            let run = &self.pairs[*p];
             let no_copy = run.pair.state() == State::Dark { in_sync: None, fallback: None };
             // Another proxy may lead a pair of which this one knows no copy.
             no_copy && !run.undecided && !run.pair.is_foreign() && !self.is_contested(*p)
@@ -152,20 +152,20 @@ impl Cluster {
     /// first.
     fn led_with_rest(&self, node: NodeId) -> Vec<PairId> {
         let place = self.topology.place(node);
-        let open = |p: PairId| self.pairs[p.index()].pair.gate() == pair::Gate::Open;
+        let open = |p: PairId| self.pairs[p].pair.gate() == pair::Gate::Open;
         self.orphans_of(node).filter(|&p| open(p) && self.may_lead_with_rest(p, place)).collect()
     }
 
     /// How the pair's copy on the node is made equal.
     fn fill_for(&self, node: NodeId, pair: PairId) -> Fill {
-        let run = &self.pairs[pair.index()];
-        let (place, empty) = (self.topology.place(node), self.nodes[node.index()].empty);
+        let run = &self.pairs[pair];
+        let (place, empty) = (self.topology.place(node), self.nodes[node].empty);
         run.plan.fill(run.pair.state(), place, empty, !run.missed.overflowed())
     }
 
     /// Whether the pair's node at this place is not filled, and nothing fills it.
     pub(super) fn lacks_refill(&self, id: PairId, place: Place) -> bool {
-        match self.pairs[id.index()].pair.state() {
+        match self.pairs[id].pair.state() {
             State::Degraded { leader } => leader == place.other(),
             // From the start on, where both nodes' items count.
             State::Recovering { leader } => {
@@ -177,11 +177,11 @@ impl Cluster {
 
     /// Whether a refill of the pair's node at this place could begin.
     fn needs_refill(&self, id: PairId, place: Place) -> bool {
-        let pair = &self.pairs[id.index()].pair;
+        let pair = &self.pairs[id].pair;
         let leader = self.node_at(id, place.other());
         self.lacks_refill(id, place)
             && pair.gate() == pair::Gate::Open
             && !pair.is_foreign()
-            && self.nodes[leader.index()].health.is_up()
+            && self.nodes[leader].health.is_up()
     }
 }

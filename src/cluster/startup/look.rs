@@ -37,21 +37,21 @@ impl Cluster {
     pub(super) async fn look_at_all(&mut self, pairs: usize) {
         let patience = 2 * self.settings.timeout.max(self.settings.probe_timeout);
         let silent = |run: &NodeRun| run.silent_since.is_some() && run.reason == Reason::Timeout;
-        let due: Vec<NodeId> = self.topology.nodes().filter(|node| !silent(&self.nodes[node.index()])).collect();
+        let due: Vec<NodeId> = self.topology.nodes().filter(|node| !silent(&self.nodes[*node])).collect();
         let looks = due.iter().map(|&node| {
-            let (control, name) = (&self.controls[node.index()], &self.nodes[node.index()].name);
+            let (control, name) = (&self.controls[node], &self.nodes[node].name);
             look_for(&self.names, name, node, patience, move || first_look(control, pairs))
         });
         let views = futures::future::join_all(looks).await;
         for (node, view) in due.into_iter().zip(views) {
             match view {
                 Ok(view) => {
-                    self.nodes[node.index()].view = Some(view);
+                    self.nodes[node].view = Some(view);
                     self.tell_of_version(node);
                 }
                 Err(error) => {
                     tracing::warn!(node = %self.topology.addr(node), %error, "node does not answer at the start");
-                    let run = &mut self.nodes[node.index()];
+                    let run = &mut self.nodes[node];
                     // Keep what it said before the connection broke.
                     run.unmarked = run.view.take();
                     run.reason = reason_of(&error);
@@ -85,19 +85,19 @@ impl Cluster {
     /// Whether this proxy's is the only connection; its workers have none yet. (Another proxy that
     /// lives has one for its probes, as long as it uses the node.)
     pub(in crate::cluster) async fn is_alone_on(&self, node: NodeId) -> bool {
-        let sight = self.controls[node.index()].connections().await;
+        let sight = self.controls[node].connections().await;
         sight.is_ok_and(|sight| sight.others().is_some_and(|others| others.is_empty()))
     }
 
     pub(super) async fn mark_all(&mut self) {
         for node in self.topology.nodes() {
-            let Some(view) = &self.nodes[node.index()].view.clone() else { continue };
+            let Some(view) = &self.nodes[node].view.clone() else { continue };
             let known = if self.is_ours(node, view) { view.incarnation } else { None };
             let incarnation = known.unwrap_or_else(|| Incarnation(ambient::random_u64()));
             let leftovers = self.leftovers_on(node, view, false);
-            self.nodes[node.index()].leftovers = leftovers;
-            let marked = self.controls[node.index()].mark(view, incarnation, self.ring_of(node), self.session).await;
-            let run = &mut self.nodes[node.index()];
+            self.nodes[node].leftovers = leftovers;
+            let marked = self.controls[node].mark(view, incarnation, self.ring_of(node), self.session).await;
+            let run = &mut self.nodes[node];
             match marked {
                 Ok(session) => {
                     run.incarnation = Some(incarnation);

@@ -67,15 +67,15 @@ impl Cluster {
             self.begin_period();
             self.begin_terms();
             for node in self.topology.nodes() {
-                if self.nodes[node.index()].view.is_some() {
+                if self.nodes[node].view.is_some() {
                     self.stamp(node);
                 }
             }
         }
         for node in self.topology.nodes() {
-            if self.nodes[node.index()].view.is_some() {
+            if self.nodes[node].view.is_some() {
                 let now = self.now();
-                let run = &mut self.nodes[node.index()];
+                let run = &mut self.nodes[node];
                 run.health.back(now);
                 run.reason = Reason::None;
                 self.settle_address(node);
@@ -85,7 +85,7 @@ impl Cluster {
         }
         self.tell_item_limit();
         for node in self.topology.nodes() {
-            if let Some(found) = self.nodes[node.index()].view.as_ref().and_then(|v| v.pending.clone()) {
+            if let Some(found) = self.nodes[node].view.as_ref().and_then(|v| v.pending.clone()) {
                 self.delayed.merge(&found);
             }
         }
@@ -98,7 +98,7 @@ impl Cluster {
         self.told_together(|cluster| {
             for pair in cluster.topology.pairs() {
                 let (primary, backup) = cluster.topology.nodes_of(pair);
-                let clean = std::iter::once(primary).chain(backup).all(|n| cluster.nodes[n.index()].session_settled);
+                let clean = std::iter::once(primary).chain(backup).all(|n| cluster.nodes[n].session_settled);
                 cluster.decide(pair, clean || !holds(Rule::CrashIsNotClean));
             }
         });
@@ -114,7 +114,7 @@ impl Cluster {
 
     fn seen(&self, node: Option<NodeId>, pair: PairId) -> Seen {
         let Some(node) = node else { return Seen::Unreachable };
-        let run = &self.nodes[node.index()];
+        let run = &self.nodes[node];
         let Some(view) = run.view.as_ref().filter(|_| run.health.is_up()) else { return Seen::Unreachable };
         let record = self.record_in(view, pair);
         let full = record.is_some_and(|r| r.full_at(self.topology.place(node)));
@@ -132,14 +132,14 @@ impl Cluster {
         let (primary, backup) = self.topology.nodes_of(pair);
         if !self.marked() {
             let state = self.state_without_markers(primary, backup);
-            self.pairs[pair.index()].undecided = false;
+            self.pairs[pair].undecided = false;
             return self.apply(pair, pair::Event::Start(state, self.reason_at_start(pair, state, true)));
         }
         let newest = self
             .topology
             .nodes()
-            .filter(|n| self.nodes[n.index()].health.is_up())
-            .filter_map(|n| self.record_in(self.nodes[n.index()].view.as_ref()?, pair))
+            .filter(|n| self.nodes[*n].health.is_up())
+            .filter_map(|n| self.record_in(self.nodes[n].view.as_ref()?, pair))
             .chain(self.records_of_unmarked(pair))
             .max_by_key(|r| r.epoch);
         let newest = self.agreed(pair, newest).or(newest);
@@ -155,7 +155,7 @@ impl Cluster {
             // Nor is it known when they will be compared.
             state = State::Degraded { leader: Place::Primary };
         }
-        let run = &mut self.pairs[pair.index()];
+        let run = &mut self.pairs[pair];
         run.undecided = waits;
         let cut_off = newest.filter(|_| fill == Some(Fill::Adopt)).and_then(|record| match record.fact {
             Fact::Adopting(leader) => Some(CutOff { leader, epoch: record.epoch }),
@@ -165,7 +165,7 @@ impl Cluster {
         self.tell_of_first_state(pair, state, fill, newest.is_some());
         // Records on other nodes say that there was something.
         let flushed = newest.is_some_and(|record| record.fact == Fact::Nobody);
-        self.pairs[pair.index()].flushed = flushed;
+        self.pairs[pair].flushed = flushed;
         if state == State::Mirrored && newest.is_some() && !flushed && known.are_empty() {
             self.items_lost(pair, Lacks::Everything);
         }
@@ -174,7 +174,7 @@ impl Cluster {
             self.wait_for_first_leader(pair, state);
         }
         self.apply(pair, pair::Event::Start(state, reason));
-        let away = if self.nodes[primary.index()].health.is_up() { Place::Backup } else { Place::Primary };
+        let away = if self.nodes[primary].health.is_up() { Place::Backup } else { Place::Primary };
         if waits && self.speaks_for(pair, away) {
             tracing::error!(pair = %self.pair_name(pair), "the pair waits for a node that does not answer");
         }
@@ -182,7 +182,7 @@ impl Cluster {
 
     /// By which of its nodes answer.
     fn state_without_markers(&self, primary: NodeId, backup: Option<NodeId>) -> State {
-        let up = |node: NodeId| self.nodes[node.index()].health.is_up();
+        let up = |node: NodeId| self.nodes[node].health.is_up();
         match (up(primary), backup.is_some_and(up)) {
             (true, true) => State::Mirrored,
             (true, false) => State::Degraded { leader: Place::Primary },
@@ -227,19 +227,19 @@ impl Cluster {
         // full copy that is late is waited for. Half of that for a silent node, which the first
         // look has waited for already. A request is refused after that, with the reason.
         let patience = self.settings.leader_timeout / if silent { 2 } else { 1 };
-        self.pairs[pair.index()].first_leader = FirstLeader::Awaited;
+        self.pairs[pair].first_leader = FirstLeader::Awaited;
         self.after(patience, Internal::WaitedForLeader { pair });
     }
 
     /// Whether the pair's requests wait for the leader that its first decision promised, rather
     /// than being refused: one of its nodes is there to be emptied, or late.
     pub(super) fn awaits_first_leader(&self, pair: PairId) -> bool {
-        let run = &self.pairs[pair.index()];
+        let run = &self.pairs[pair];
         let (primary, backup) = self.topology.nodes_of(pair);
         let state = run.pair.state();
         let emptied = || {
             state == State::Dark { in_sync: None, fallback: None }
-                && std::iter::once(primary).chain(backup).any(|n| self.nodes[n.index()].health.is_up())
+                && std::iter::once(primary).chain(backup).any(|n| self.nodes[n].health.is_up())
         };
         run.first_leader == FirstLeader::Awaited && (emptied() || self.awaits_silent(pair, state))
     }
@@ -249,7 +249,7 @@ impl Cluster {
     fn awaits_silent(&self, pair: PairId, state: State) -> bool {
         let silent = |place: Place| {
             let Some(node) = self.topology.node_at(pair, place) else { return false };
-            let run = &self.nodes[node.index()];
+            let run = &self.nodes[node];
             !run.health.is_up() && run.reason == Reason::Timeout
         };
         match state {
@@ -260,7 +260,7 @@ impl Cluster {
     }
 
     pub(super) fn waited_for_leader(&mut self, pair: PairId) {
-        let run = &mut self.pairs[pair.index()];
+        let run = &mut self.pairs[pair];
         if run.first_leader == FirstLeader::Awaited {
             run.first_leader = FirstLeader::InVain;
             self.unsettled.pair(pair);
@@ -269,7 +269,7 @@ impl Cluster {
 
     /// Whether waiting for a first leader has become pointless.
     pub(super) fn waits_in_vain(&self, pair: PairId) -> bool {
-        self.pairs[pair.index()].first_leader != FirstLeader::NotAwaited && !self.awaits_first_leader(pair)
+        self.pairs[pair].first_leader != FirstLeader::NotAwaited && !self.awaits_first_leader(pair)
     }
 
     /// Part of [`settle`](Cluster::settle): requests that waited in vain are refused, and no more
@@ -278,7 +278,7 @@ impl Cluster {
         if !self.waits_in_vain(pair) {
             return;
         }
-        let run = &mut self.pairs[pair.index()];
+        let run = &mut self.pairs[pair];
         run.first_leader = FirstLeader::NotAwaited;
         if run.pair.state().leader().is_none()
             && run.pair.gate() == Gate::Open
@@ -300,7 +300,7 @@ impl Cluster {
     fn reason_at_start(&self, pair: PairId, state: State, waits: bool) -> Reason {
         // Why a node is not in use.
         let away = |place: Place| {
-            let run = &self.nodes[self.node_at(pair, place).index()];
+            let run = &self.nodes[self.node_at(pair, place)];
             (!run.health.is_up()).then_some(run.reason).filter(|reason| *reason != Reason::None)
         };
         match state {
@@ -308,7 +308,7 @@ impl Cluster {
             // neither does, why that one does not.
             State::Dark { in_sync: Some(full), .. } => {
                 let other = self.node_at(pair, full.other());
-                let silent = !self.nodes[other.index()].health.is_up();
+                let silent = !self.nodes[other].health.is_up();
                 away(full).filter(|_| silent).unwrap_or(Reason::StaleAlone)
             }
             // What answers is out of date, and nothing that is not is left.
@@ -335,7 +335,7 @@ mod tests {
         cluster.nodes.iter_mut().for_each(|node| node.reason = Reason::Refused);
         assert_eq!(cluster.reason_at_start(PairId(0), dark, false), Reason::Refused);
         let now = cluster.now();
-        cluster.nodes[0].health.back(now);
+        cluster.nodes[NodeId(0)].health.back(now);
         assert_eq!(cluster.reason_at_start(PairId(0), dark, false), Reason::StaleAlone);
     }
 }
