@@ -245,7 +245,7 @@ impl Cluster {
     /// The proxy's own.
     pub(super) fn reset_counters(&mut self) {
         self.stats_base = self.counters().into_iter().map(|(_, value)| value).collect();
-        (self.suspicions.held, self.suspicions.given_up) = (0, 0);
+        self.suspects.reset_counters();
     }
 
     /// `servers`: what they say of theirs, which is shown where it is not the proxy's own.

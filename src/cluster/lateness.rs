@@ -5,16 +5,58 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::{NodeError, Probe};
+use crate::config::Settings;
 use crate::ids::{NodeId, PairId};
 use crate::pair::{Loss, Reason, State};
 use crate::rules::{Rule, holds};
-use crate::suspicion::{Lateness, Others, Verdict};
+use crate::suspicion::{Lateness, Others, Suspicions, Verdict};
 
 use super::nodes::reason_of;
 use super::{Cluster, Internal};
 
 /// The shortest time between two log lines about nodes that are late together.
 const TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// Which nodes are late, and when that was last logged.
+pub(super) struct Suspects {
+    suspicions: Suspicions,
+    told: Option<Instant>,
+}
+
+impl Suspects {
+    pub(super) fn new(nodes: usize, settings: &Settings) -> Suspects {
+        let suspicions = Suspicions::new(nodes, settings.timeout, settings.leader_timeout);
+        Suspects { suspicions, told: None }
+    }
+
+    pub(super) fn take_settings(&mut self, settings: &Settings) {
+        self.suspicions.allow(settings.timeout, settings.leader_timeout);
+    }
+
+    /// What is suspected of a node ends with its loss.
+    pub(super) fn lost(&mut self, node: NodeId) {
+        self.suspicions.lost(node);
+    }
+
+    /// How often a late node was waited for longer, and how often one was given up after that.
+    pub(super) fn counters(&self) -> (u64, u64) {
+        (self.suspicions.held, self.suspicions.given_up)
+    }
+
+    pub(super) fn reset_counters(&mut self) {
+        (self.suspicions.held, self.suspicions.given_up) = (0, 0);
+    }
+
+    /// Who is waited for longer, and for how long, where it is time to log that.
+    fn worth_telling(&mut self, now: Duration) -> Option<Vec<(NodeId, Duration)>> {
+        if self.told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
+            return None;
+        }
+        let waits = Some(self.suspicions.waited_for(now)).filter(|waits| !waits.is_empty())?;
+        self.told = Some(Instant::now());
+        Some(waits)
+    }
+}
 
 impl Cluster {
     /// An answer of the node is awaited for this long, and still is.
@@ -27,14 +69,14 @@ impl Cluster {
             // No node can take its place: how long it is waited for does not depend on others.
             if lateness >= Some(Lateness::Late) {
                 if self.nodes[node].health.is_up() {
-                    self.suspicions.troubled(node, self.now());
+                    self.suspects.suspicions.troubled(node, self.now());
                 }
                 self.lost(node, Reason::Timeout, Loss::Suspected, hopeless);
             }
             return;
         }
         let (now, others) = (self.now(), self.others(node));
-        match self.suspicions.report(node, age, now, &others) {
+        match self.suspects.suspicions.report(node, age, now, &others) {
             Verdict::GiveUp => self.lost(node, Reason::Timeout, Loss::Suspected, hopeless),
             Verdict::Wait(asked) => {
                 for other in asked {
@@ -50,18 +92,18 @@ impl Cluster {
         let now = self.now();
         match result {
             Ok(_) => {
-                self.suspicions.answered(node, now);
+                self.suspects.suspicions.answered(node, now);
                 if self.nodes[node].silent_since.take().is_some() {
                     // It was probes that it had not answered, and it answers again.
-                    self.suspicions.forget(node);
+                    self.suspects.suspicions.forget(node);
                 }
             }
             Err(error) => {
-                self.suspicions.unanswered(node, now);
+                self.suspects.suspicions.unanswered(node, now);
                 self.fault(node, reason_of(&error), false);
             }
         }
-        for (late, age) in self.suspicions.pending(now) {
+        for (late, age) in self.suspects.suspicions.pending(now) {
             self.late(late, age);
         }
     }
@@ -90,14 +132,8 @@ impl Cluster {
     }
 
     fn tell_who_is_waited_for(&mut self) {
-        if self.told_late.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
-            return;
-        }
-        let waits = self.suspicions.waited_for(self.now());
-        if waits.is_empty() {
-            return;
-        }
-        self.told_late = Some(Instant::now());
+        let now = self.now();
+        let Some(waits) = self.suspects.worth_telling(now) else { return };
         let name = |(node, age): (NodeId, Duration)| format!("{} {}ms", self.topology.addr(node), age.as_millis());
         let nodes = waits.into_iter().map(name).collect::<Vec<_>>().join(", ");
         tracing::warn!(
@@ -108,7 +144,7 @@ impl Cluster {
 
     /// The node has answered a probe: if it was waited for longer, that is over.
     pub(super) fn tell_relief(&mut self, node: NodeId) {
-        if let Some(waited) = self.suspicions.relieved(node, self.now()) {
+        if let Some(waited) = self.suspects.suspicions.relieved(node, self.now()) {
             tracing::info!(node = %self.topology.addr(node), waited = ?Duration::from_millis(waited.as_millis() as u64),
                 "a node that was late with others answers again, and was not given up");
         }

@@ -135,7 +135,6 @@ use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Verdict};
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
-use crate::suspicion::Suspicions;
 
 pub use desk::{Desk, Listed, Listing, SILENT};
 use events::Internal;
@@ -281,9 +280,7 @@ pub struct Cluster {
     internal: UnboundedSender<Internal>,
     inbox: Option<UnboundedReceiver<Internal>>,
     session: Session,
-    suspicions: Suspicions,
-    /// When it was last logged that nodes are late together.
-    told_late: Option<Instant>,
+    suspects: lateness::Suspects,
     /// Since when the present ring is in force, and the newest such time that was found on any
     /// node; set at the start.
     period: Period,
@@ -350,8 +347,7 @@ impl Cluster {
             clocks: Arc::new(Clocks::new(topology.node_count())),
             limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
             pace: Arc::default(),
-            suspicions: Suspicions::new(topology.node_count(), settings.timeout, settings.leader_timeout),
-            told_late: None,
+            suspects: lateness::Suspects::new(topology.node_count(), &settings),
             pairs: PairRun::all(&topology, Pair::new(Epoch(unix_us), term), settings.resync_memory),
             probe_times: settings::ProbeTimes::of(&settings),
             written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),

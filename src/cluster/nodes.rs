@@ -221,7 +221,7 @@ impl Cluster {
         run.memory_gone |= loss == Loss::MemoryGone;
         if run.health.lost(now) {
             run.away.store(true, Ordering::Relaxed);
-            self.suspicions.lost(node);
+            self.suspects.lost(node);
             run.reason = reason;
             run.count_fault(reason);
             run.refills.node_lost();

@@ -34,6 +34,7 @@ impl Cluster {
         );
         let pairs: Vec<PairReport> = pairs.into_iter().map(|(pair, _)| pair).collect();
         let (state, percent) = self.yielding();
+        let (late_together, late_given_up) = self.suspects.counters();
         let (user_us, system_us) = processor_time();
         Report {
             mode: self.mode(),
@@ -64,8 +65,8 @@ impl Cluster {
             waits: Asked::ALL.iter().map(|&asked| (asked, self.waits(asked))).collect(),
             latency: LatencyReport::of(self.stats.iter().flat_map(|s| &s.nodes).map(|node| &node.latencies)),
             delayed_flushes: self.delayed.pending().len(),
-            late_together: self.suspicions.held,
-            late_given_up: self.suspicions.given_up,
+            late_together,
+            late_given_up,
             closed: closings::closed(),
             changes: self.changes.newest_first(),
             lost_items: self.lost_items.report(),

@@ -34,7 +34,7 @@ impl Cluster {
         for worker in &self.workers {
             let _ = worker.send(Command::Settings(live));
         }
-        self.suspicions.allow(settings.timeout, settings.leader_timeout);
+        self.suspects.take_settings(settings);
         let patience = self.node_timeout();
         self.controls.iter().for_each(|control| control.allow(patience));
         self.inquirers.iter().for_each(|inquirer| inquirer.allow(patience));
