@@ -84,8 +84,8 @@ pub mod internals {
     }
     pub mod resync {
         pub use crate::resync::{
-            Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Outcome, PairProgress, Progress, RateLimiter,
-            Settlement, Tuning, Verdict, Verify, VerifyPair, clean, run, verify,
+            Context, Fill, JobError, JobEvent, JobSpec, Outcome, PairProgress, Progress, RateLimiter, Settlement,
+            Shared, Tuning, Verdict, Verify, VerifyPair, clean, run, verify,
         };
     }
     pub mod ring {

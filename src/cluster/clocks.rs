@@ -31,7 +31,7 @@ impl Cluster {
         // was measured stays true of its items.
         run.offset = run.offset.filter(|_| run.kept_memory).or(found);
         let (stop, time) = (run.measuring.clone(), run.view.as_ref().map_or(0, |view| view.time as i64));
-        self.clocks.set(node, run.offset);
+        self.resyncs.shared.clocks.set(node, run.offset);
         let (control, internal) = (self.controls[node].clone(), self.internal.clone());
         lease::spawn(stop.run_until_cancelled_owned(async move {
             // The item that tells the clock is made first.
@@ -61,7 +61,7 @@ impl Cluster {
         if run.offset == before {
             return;
         }
-        self.clocks.set(node, run.offset);
+        self.resyncs.shared.clocks.set(node, run.offset);
         for worker in &self.workers {
             let _ = worker.send(Command::Clock { node, offset: run.offset });
         }

@@ -43,8 +43,7 @@ impl Cluster {
     fn spawn_job(&mut self, node: NodeId, pairs: Vec<PairId>, fill: Fill, purge_only: bool) {
         let source = self.topology.place(node).other();
         let pairs: Vec<_> = pairs.into_iter().map(|p| (p, self.node_at(p, source))).collect();
-        self.job_serial += 1;
-        let serial = self.job_serial;
+        let serial = self.resyncs.next_serial();
         let cancel = CancellationToken::new();
         let progress = Arc::new(Progress::new(pairs.iter().map(|(p, _)| *p)));
         let (coordinator, questions) = mpsc::channel(16);
@@ -158,12 +157,8 @@ impl Cluster {
                 source_timeout: self.settings.longest_wait(),
                 ..Tuning::default()
             },
-            limiter: self.limiter.clone(),
-            pace: self.pace.clone(),
-            crawls: self.crawls.clone(),
-            clocks: self.clocks.clone(),
+            shared: self.resyncs.shared.clone(),
             cancel,
-            quiesce: self.quiesce.clone(),
             progress,
             recopy: BTreeMap::new(),
             missed: BTreeMap::new(),

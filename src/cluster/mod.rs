@@ -54,7 +54,7 @@
 //! - `flush`: `flush_all`, a barrier over all pairs.
 //! - `records`: who leads, written on the nodes.
 //! - `orders`: single keys that a worker is to mend or adopt.
-//! - `verify`: comparing the copies of mirrored pairs.
+//! - `resyncs`: what jobs and scrubs share; `verify`: comparing the copies of mirrored pairs.
 //! - `ask`: what operators ask over the text protocol; `inquiries`: what all servers are asked for
 //!   it; `one_server`: what one is told; `listings`: all keys; `conns`: who is connected; `desk`:
 //!   where the admin listener and socket ask; `changes`: the last changes, for it.
@@ -102,6 +102,7 @@ mod probes;
 mod records;
 mod refills;
 mod report;
+mod resyncs;
 mod returns;
 mod settings;
 mod settle;
@@ -119,7 +120,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{RwLock, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -131,7 +132,7 @@ use crate::ids::{ById, Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Pair, Plan, State};
 use crate::proxy::{Command, Event};
-use crate::resync::{Clocks, Crawls, Pace, RateLimiter, Verdict};
+use crate::resync::Verdict;
 use crate::ring::Topology;
 use crate::rules::{Rule, holds};
 use crate::stats::WorkerStats;
@@ -289,16 +290,10 @@ pub struct Cluster {
     /// given.
     term: Term,
     begun: Begun,
-    crawls: Arc<Crawls>,
-    clocks: Arc<Clocks>,
-    limiter: Arc<RateLimiter>,
-    pace: Arc<Pace>,
-    quiesce: Arc<RwLock<()>>,
+    resyncs: resyncs::Resyncs,
     flush: flush::Flush,
     delayed: flush::Delayed,
-    job_serial: u64,
     orders: orders::Orders,
-    scrubs: verify::Scrubs,
     /// Edges that are logged together, with the states before, while several pairs learn of one
     /// thing.
     edges: Option<Vec<(PairId, State)>>,
@@ -311,8 +306,6 @@ pub struct Cluster {
     unsettled: settle::Unsettled,
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
-    /// Ends the governor of the resyncs.
-    governor: CancellationToken,
     probe_times: watch::Sender<settings::ProbeTimes>,
     /// Ends the tasks that ask servers whether the former active proxy is gone.
     former_looks: CancellationToken,
@@ -343,10 +336,7 @@ impl Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             controls: topology.nodes().map(|node| Arc::new(control(node))).collect(),
             inquirers: topology.nodes().map(|node| Arc::new(inquirer(node))).collect(),
-            crawls: Arc::new(Crawls::new(topology.node_count())),
-            clocks: Arc::new(Clocks::new(topology.node_count())),
-            limiter: Arc::new(RateLimiter::new(settings.resync_rate)),
-            pace: Arc::default(),
+            resyncs: resyncs::Resyncs::new(topology.node_count(), &settings),
             suspects: lateness::Suspects::new(topology.node_count(), &settings),
             pairs: PairRun::all(&topology, Pair::new(Epoch(unix_us), term), settings.resync_memory),
             probe_times: settings::ProbeTimes::of(&settings),
@@ -373,12 +363,9 @@ impl Cluster {
             period_found: Period::default(),
             term,
             begun: Begun { at: Instant::now(), date: ambient::unix_time() },
-            quiesce: Arc::new(RwLock::new(())),
             flush: flush::Flush::default(),
             delayed: flush::Delayed::default(),
-            job_serial: 0,
             orders: orders::Orders::default(),
-            scrubs: verify::Scrubs::default(),
             edges: None,
             desk,
             requests: Some(requests),
@@ -386,7 +373,6 @@ impl Cluster {
             lost_items: lost_items::LostItems::default(),
             unsettled: settle::Unsettled::default(),
             unclean,
-            governor: CancellationToken::new(),
             former_looks: shutdown.child_token(),
             shutdown,
         }

@@ -323,7 +323,7 @@ impl Cluster {
             self.lost(node, Reason::Moved, Loss::Suspected, true);
         }
         self.names.addresses.set(node, to);
-        self.crawls.moved(node);
+        self.resyncs.shared.crawls.moved(node);
         let (flushing, address) = (self.flush.is_sent(), self.address_number(node));
         let run = &mut self.nodes[node];
         run.reason = Reason::Moved;

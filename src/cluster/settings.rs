@@ -43,12 +43,11 @@ impl Cluster {
         // A long pause that has begun is not waited for.
         self.nodes.iter().for_each(|run| run.hint.notify_one());
         self.nodes.iter().for_each(|run| run.look_up.notify_one());
-        self.limiter.set(settings.resync_rate);
-        self.scrubs.take_settings(settings);
+        self.resyncs.take_settings(settings);
         if self.settings.resync_latency != latency {
-            self.governor.cancel();
+            self.resyncs.governor.cancel();
             // Until the next one has seen what clients feel.
-            self.pace.set(Leave::Full);
+            self.resyncs.shared.pace.set(Leave::Full);
             self.spawn_governor();
         }
         if self.settings.resync != mode {

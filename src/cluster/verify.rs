@@ -91,12 +91,12 @@ impl Cluster {
     }
 
     pub(super) fn is_verifying(&self) -> bool {
-        self.scrubs.running.is_some()
+        self.resyncs.scrubs.running.is_some()
     }
 
     /// Compares those of the pairs that are mirrored. An error says why not.
     pub(super) fn begin_verify_of(&mut self, wanted: &[PairId], why: Why) -> Result<(), &'static str> {
-        if self.scrubs.running.is_some() {
+        if self.resyncs.scrubs.running.is_some() {
             return Err("one is under way; see resync status, or say resync cancel");
         }
         let mut pairs = Vec::new();
@@ -139,7 +139,7 @@ impl Cluster {
             coordinator,
         };
         let context = self.context(cancel, Arc::new(Progress::new([])), mpsc::channel(1).0);
-        self.scrubs.running = Some(running);
+        self.resyncs.scrubs.running = Some(running);
         self.forward(questions, |event| Internal::Verify { event });
         let scrub = lease::spawn(verify(work, context));
         self.spawn(async move {
@@ -158,17 +158,17 @@ impl Cluster {
             }
             VerifyEvent::Compared { pair } => {
                 self.plan(pair, FillEvent::Compared);
-                let more = self.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());
+                let more = self.resyncs.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());
                 if let Some(more) = more {
                     self.copies_compared(pair, more);
-                    self.scrubs.compared.insert(pair, ambient::unix_time().as_secs());
+                    self.resyncs.scrubs.compared.insert(pair, ambient::unix_time().as_secs());
                 }
             }
         }
     }
 
     pub(super) fn verify_ended(&mut self, result: Result<(), JobError>) {
-        let Some(Running { progress, .. }) = self.scrubs.running.take() else { return };
+        let Some(Running { progress, .. }) = self.resyncs.scrubs.running.take() else { return };
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed);
         let left = count(&progress.left);
         let end = match &result {
@@ -188,7 +188,7 @@ impl Cluster {
                 tracing::warn!(checked, different, repaired, failed, left, at, %error, "verify ended early");
             }
         }
-        self.scrubs.last = Some(Last { progress, end, at: Instant::now() });
+        self.resyncs.scrubs.last = Some(Last { progress, end, at: Instant::now() });
     }
 
     /// A node does not list its keys: what cannot be compared after a crash is filled anew, by the
@@ -203,7 +203,7 @@ impl Cluster {
 
     /// `false` if none is under way.
     pub(super) fn cancel_verify(&mut self) -> bool {
-        self.scrubs.running.as_ref().is_some_and(|running| {
+        self.resyncs.scrubs.running.as_ref().is_some_and(|running| {
             running.cancel.cancel();
             true
         })
@@ -211,7 +211,7 @@ impl Cluster {
 
     /// The pair is not mirrored any more.
     pub(super) fn leave_verify(&self, pair: PairId) {
-        if let Some(leave) = self.scrubs.running.as_ref().and_then(|running| running.leave.get(&pair)) {
+        if let Some(leave) = self.resyncs.scrubs.running.as_ref().and_then(|running| running.leave.get(&pair)) {
             leave.cancel();
         }
     }
@@ -225,7 +225,7 @@ impl Cluster {
 
     /// The lines of `resync status`.
     pub(super) fn verify_report(&self) -> VerifyReport {
-        let (state, progress) = match (&self.scrubs.running, &self.scrubs.last) {
+        let (state, progress) = match (&self.resyncs.scrubs.running, &self.resyncs.scrubs.last) {
             (Some(running), _) => ("running", Some(&running.progress)),
             (None, Some(last)) => (last.end, Some(&last.progress)),
             (None, None) => ("none", None),
@@ -233,7 +233,7 @@ impl Cluster {
         let count = |counter: fn(&VerifyProgress) -> &std::sync::atomic::AtomicU64| {
             progress.map_or(0, |p| counter(p).load(Relaxed))
         };
-        let ended = self.scrubs.last.as_ref().map_or(Duration::ZERO, |last| last.at.elapsed());
+        let ended = self.resyncs.scrubs.last.as_ref().map_or(Duration::ZERO, |last| last.at.elapsed());
         VerifyReport {
             state,
             checked: count(|p| &p.checked),
@@ -248,7 +248,7 @@ impl Cluster {
 
     fn all_compared_at(&self) -> Option<u64> {
         let used = self.topology.pairs().filter(|pair| self.topology.pair_is_used(*pair));
-        let compared: Option<Vec<u64>> = used.map(|pair| self.scrubs.compared.get(&pair).copied()).collect();
+        let compared: Option<Vec<u64>> = used.map(|pair| self.resyncs.scrubs.compared.get(&pair).copied()).collect();
         compared?.into_iter().min()
     }
 }
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!((cluster.verify_report().state, cluster.verify_report().all_compared_at), ("done", None));
         cluster.begin_verify(None).expect("begun");
         cluster.verify_said(VerifyEvent::Compared { pair: pairs[1] });
-        let before = cluster.scrubs.compared.insert(pairs[0], 7).expect("it was compared");
+        let before = cluster.resyncs.scrubs.compared.insert(pairs[0], 7).expect("it was compared");
         assert!(before > 7 && cluster.verify_report().all_compared_at == Some(7), "the one longest ago");
         assert_eq!(cluster.verify_report().state, "running");
         cluster.verify_ended(Err(JobError::Cancelled));
@@ -290,7 +290,8 @@ mod tests {
             let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
             cluster.begin_open(State::Mirrored);
             cluster.begin_verify_of(&[PairId(0)], why).expect("begun");
-            let rate = |cluster: &Cluster| cluster.scrubs.running.as_ref().and_then(|running| running.limiter.rate());
+            let rate =
+                |cluster: &Cluster| cluster.resyncs.scrubs.running.as_ref().and_then(|running| running.limiter.rate());
             let mut settings = cluster.settings.clone();
             settings.max_clients = 5;
             cluster.take_settings(&settings);

@@ -11,9 +11,10 @@ use crate::stats::LATENCY_BUCKETS;
 impl Cluster {
     /// While no resync runs it looks whether clients are there.
     pub(super) fn spawn_governor(&mut self) {
-        self.governor = self.shutdown.child_token();
+        self.resyncs.governor = self.shutdown.child_token();
         let Some(budget) = self.settings.resync_latency.filter(|_| self.marked()) else { return };
-        let (stats, pace, shutdown) = (self.stats.clone(), self.pace.clone(), self.governor.clone());
+        let (stats, pace, shutdown) =
+            (self.stats.clone(), self.resyncs.shared.pace.clone(), self.resyncs.governor.clone());
         lease::spawn(async move {
             let (mut governor, started) = (Governor::new(budget), Instant::now());
             loop {
@@ -35,10 +36,10 @@ impl Cluster {
 
     /// What the resyncs do, and how hard they may work, in percent.
     pub(super) fn yielding(&self) -> (&'static str, u32) {
-        let percent = self.pace.percent();
+        let percent = self.resyncs.shared.pace.percent();
         let word = match percent {
             _ if self.settings.resync_latency.is_none() => "off",
-            _ if !self.pace.at_work() => "idle",
+            _ if !self.resyncs.shared.pace.at_work() => "idle",
             0 => "listening",
             100 => "full",
             _ => "yielding",
@@ -60,13 +61,13 @@ mod tests {
             let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --threads 1 --resync-latency 1ms");
             // Clients are there: resyncs would rest, to see how they fare.
             (0..1000).for_each(|_| cluster.stats[0].nodes[0].latencies.add(100));
-            let _job = cluster.pace.job();
+            let _job = cluster.resyncs.shared.pace.job();
             cluster.spawn_governor();
             tokio::task::yield_now().await;
             tokio::time::advance(TICK.0).await;
             cluster.take_settings(&Settings { resync_latency: None, ..cluster.settings.clone() });
             tokio::task::yield_now().await;
-            assert_eq!(cluster.pace.percent(), 100, "it slows resyncs down for ever");
+            assert_eq!(cluster.resyncs.shared.pace.percent(), 100, "it slows resyncs down for ever");
         }
     }
 }

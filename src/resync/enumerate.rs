@@ -28,7 +28,7 @@ pub(super) async fn enumerate(
     mut on_key: impl FnMut(DumpLine<'_>) -> std::io::Result<()> + Send,
 ) -> Result<Coverage, DumpError> {
     let tuning = &ctx.tuning;
-    let turn = ctx.crawls.turn(node, tuning.source_timeout).await.map_err(|_| DumpError::StandsStill)?;
+    let turn = ctx.shared.crawls.turn(node, tuning.source_timeout).await.map_err(|_| DumpError::StandsStill)?;
     let mut free = Free { pipe: ctx.connect(node).await?, turn };
     let give_up = Instant::now() + tuning.busy_timeout;
     let mut pause = BUSY_PAUSE.0;
@@ -37,7 +37,7 @@ pub(super) async fn enumerate(
     loop {
         let stats = free.pipe.stats("", Instant::now() + tuning.source_timeout).await?;
         let end = if table.may_be_walked(&stats, Instant::now()) {
-            let _crawl = ctx.pace.crawl();
+            let _crawl = ctx.shared.pace.crawl();
             let end;
             (end, free) = free.ask(coverage)?.read(tuning.source_timeout, disk, &mut on_key).await?;
             end

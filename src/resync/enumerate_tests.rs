@@ -108,7 +108,7 @@ async fn a_server_whose_crawler_stands_still_is_asked_for_one_dump_alone() {
         assert_eq!(server.dumps(), 1);
     }
     // It was slow, no more: whoever waits for it has its turn.
-    let waits = async { ctx.crawls.is_free(NODE).await };
+    let waits = async { ctx.shared.crawls.is_free(NODE).await };
     let (_, waited) = tokio::join!(server.goes_on(), timeout(PATIENCE, waits));
     assert!(waited.is_ok());
     let asked = async {
@@ -172,7 +172,7 @@ async fn the_end_of_a_dump_is_found_in_the_same_bytes_as_what_spoilt_it() {
         server.behind.lock().unwrap().extend(behind);
         let ctx = context(&server);
         assert!(matches!(keys(&ctx).await, Err(DumpError::Cannot(_))));
-        assert!(timeout(PATIENCE, ctx.crawls.is_free(NODE)).await.is_ok(), "{behind:?}");
+        assert!(timeout(PATIENCE, ctx.shared.crawls.is_free(NODE)).await.is_ok(), "{behind:?}");
         assert_eq!(server.dumps(), 1, "not before its end: {behind:?}");
     }
 }
@@ -199,7 +199,7 @@ async fn another_server_of_the_same_name_is_asked_at_once() {
     let server = Arc::new(Server::default());
     let ctx = context(&server);
     assert!(matches!(keys(&ctx).await, Err(DumpError::StandsStill)));
-    ctx.crawls.moved(NODE);
+    ctx.shared.crawls.moved(NODE);
     assert!(timeout(Duration::from_secs(1), keys(&ctx)).await.is_err());
     assert_eq!(server.dumps(), 2);
 }

@@ -21,7 +21,7 @@ use crate::rules::{Rule, holds};
 /// outstanding on the target.
 pub async fn run(spec: JobSpec, ctx: Context) -> Outcome {
     let ctx = Arc::new(ctx);
-    let _at_work = ctx.pace.job();
+    let _at_work = ctx.shared.pace.job();
     ctx.progress.set_phase(Phase::Preparing);
     // Until the first copy is made, a target that missed nothing may lead if the leader's memory is
     // lost.

@@ -94,7 +94,7 @@ impl Lane {
             booked: 0,
             largest: 0,
             budget,
-            clocks: ctx.clocks.clone(),
+            clocks: ctx.shared.clocks.clone(),
             offsets,
             dated: false,
             timed: false,

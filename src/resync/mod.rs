@@ -175,7 +175,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -199,6 +199,7 @@ mod pace;
 mod progress;
 mod purge;
 mod refill;
+mod shared;
 mod spool;
 mod table;
 mod verify;
@@ -214,6 +215,7 @@ pub use listing::{ListError, list};
 pub use pace::Pace;
 pub use progress::{PairProgress, Phase, Progress};
 pub use purge::clean;
+pub use shared::Shared;
 pub use verify::{Verify, VerifyEvent, VerifyPair, VerifyProgress, verify};
 
 /// What a job is to do.
@@ -235,7 +237,7 @@ pub type Owner = Arc<dyn Fn(&[u8]) -> PairId + Send + Sync>;
 /// Whether a node is one of a pair's two.
 pub type Holds = Arc<dyn Fn(NodeId, PairId) -> bool + Send + Sync>;
 
-/// What a job works with. Shared parts are shared between jobs.
+/// What a job works with.
 #[derive(Clone)]
 pub struct Context {
     /// Opens connections to nodes.
@@ -254,17 +256,9 @@ pub struct Context {
     pub holds: Holds,
     /// Bounds and deadlines.
     pub tuning: Tuning,
-    /// The rate, over all jobs.
-    pub limiter: Arc<RateLimiter>,
-    /// How much of the time, over all jobs.
-    pub pace: Arc<Pace>,
-    /// One enumeration per node at a time, over all jobs.
-    pub crawls: Arc<Crawls>,
-    pub clocks: Arc<Clocks>,
+    pub shared: Shared,
     /// Stops the job; go on awaiting [`run`].
     pub cancel: CancellationToken,
-    /// Held for reading while copies are under way; `flush_all` takes it for writing.
-    pub quiesce: Arc<RwLock<()>>,
     /// What the job has done so far; written by the job.
     pub progress: Arc<Progress>,
     /// Per pair the keys to be copied again, pushed by the workers.
@@ -311,12 +305,8 @@ impl Context {
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning::default(),
-            limiter: Arc::new(RateLimiter::new(None)),
-            pace: Arc::default(),
-            crawls: Arc::new(Crawls::new(nodes)),
-            clocks: Arc::new(Clocks::new(nodes)),
+            shared: Shared::new(nodes, None),
             cancel: CancellationToken::new(),
-            quiesce: Arc::new(RwLock::new(())),
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::new(),
             missed: BTreeMap::new(),

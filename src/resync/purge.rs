@@ -95,7 +95,7 @@ pub(super) async fn purge_missed(
 
 /// Deletes every key that a node does not own.
 pub async fn clean(node: NodeId, ctx: Context) -> Outcome {
-    let _at_work = ctx.pace.job();
+    let _at_work = ctx.shared.pace.job();
     let mut outcome = Outcome { result: Ok(()), drains: Vec::new(), undone: true, copies_left: false };
     match ctx.connect(node).await {
         Err(error) => outcome.result = Err(JobError::Target(error)),
@@ -118,8 +118,8 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
         if ctx.cancel.is_cancelled() {
             return Err(JobError::Cancelled);
         }
-        ctx.pace.rest().await;
-        let most = ctx.pace.batch(BATCH);
+        ctx.shared.pace.rest().await;
+        let most = ctx.shared.pace.batch(BATCH);
         let mut batch = Batch::new();
         keys.clear();
         spool.ready().await;
@@ -149,7 +149,7 @@ async fn delete_all(spool: &mut Spool, ctx: &Context, pipe: &mut Pipe) -> Result
             Ok(())
         });
         done.await.map_err(JobError::Target)?;
-        ctx.pace.worked(begun.elapsed());
+        ctx.shared.pace.worked(begun.elapsed());
         ctx.progress.purged.fetch_add(deleted, Relaxed);
     }
 }

@@ -352,7 +352,7 @@ impl Refill {
     /// Whether clients wait for the lanes, or would make more work than is done if they rested:
     /// whatever is disturbed by that.
     fn is_urgent(&self) -> bool {
-        if matches!(self.hand, Hand::Draining { .. }) || self.ctx.quiesce.try_read().is_err() {
+        if matches!(self.hand, Hand::Draining { .. }) || self.ctx.shared.quiesce.try_read().is_err() {
             return true;
         }
         let behind = |slot: &Slot| !slot.done && slot.recopy.len() > READY_KEYS;

@@ -104,7 +104,7 @@ pub struct Verify {
 /// Compares the pairs; returns how it ended. To stop it, cancel the context's token.
 pub async fn verify(verify: Verify, ctx: Context) -> Result<(), JobError> {
     let mut result = Ok(());
-    let _at_work = verify.yields.then(|| ctx.pace.job());
+    let _at_work = verify.yields.then(|| ctx.shared.pace.job());
     for pair in &verify.pairs {
         let scrub = async {
             let mut scrub = Scrub::connect(&verify, &ctx, pair).await?;
@@ -236,7 +236,7 @@ impl<'a> Scrub<'a> {
         }
         let looks = self.look(&keys).await?;
         if self.verify.yields {
-            self.ctx.pace.worked(begun.elapsed());
+            self.ctx.shared.pace.worked(begun.elapsed());
         }
         for ((key, binary), (leader, follower)) in keys.into_iter().zip(looks) {
             if !leader.is_matched_by(&follower) {
@@ -249,7 +249,7 @@ impl<'a> Scrub<'a> {
     /// How many keys are compared next, once that may be: each rest has an end, and no lot is
     /// empty.
     async fn lot(&self) -> usize {
-        let (pace, full) = (&self.ctx.pace, self.ctx.tuning.batch);
+        let (pace, full) = (&self.ctx.shared.pace, self.ctx.tuning.batch);
         if !self.verify.yields {
             return full;
         }
@@ -438,7 +438,7 @@ mod tests {
             let mut spool = Spool::new(1 << 20);
             (0..5_000).for_each(|i| spool.push(SlotId::ONLY, 100, format!("key:{i}").as_bytes()).unwrap());
             let mut scrub = Scrub::connect(&verify, &ctx, &pair).await.unwrap();
-            ctx.pace.set(Leave::Share(0.0));
+            ctx.shared.pace.set(Leave::Share(0.0));
             let (begun, lots) = (Instant::now(), 100);
             for _ in 0..if yields { lots } else { 1 } {
                 asked.store(0, Relaxed);
@@ -449,15 +449,15 @@ mod tests {
             assert!(!yields || begun.elapsed() >= Duration::from_millis(11 * (lots - 1)), "{:?}", begun.elapsed());
             assert!(begun.elapsed() <= Duration::from_millis(13 * lots), "{:?}", begun.elapsed());
             // While clients are listened to.
-            ctx.pace.set(Leave::Rest);
+            ctx.shared.pace.set(Leave::Rest);
             let listens = tokio::time::timeout(Duration::from_millis(60), scrub.batch(&mut spool, false)).await;
             assert_eq!(listens.is_err(), yields);
-            ctx.pace.set(Leave::Full);
+            ctx.shared.pace.set(Leave::Full);
             asked.store(0, Relaxed);
             assert!(scrub.batch(&mut spool, false).await.unwrap());
             assert_eq!(asked.load(Relaxed), 2 * 512);
             // The governor is told.
-            let (pace, mut all) = (ctx.pace.clone(), Box::pin(super::verify(verify.clone(), ctx.clone())));
+            let (pace, mut all) = (ctx.shared.pace.clone(), Box::pin(super::verify(verify.clone(), ctx.clone())));
             assert!(all.as_mut().now_or_never().is_none());
             assert_eq!(pace.at_work(), yields);
             drop(all);

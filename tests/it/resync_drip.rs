@@ -10,9 +10,7 @@ use futures::future::{BoxFuture, FutureExt};
 use resilver::internals::backend::{Dial, NodeError, NodeStream};
 use resilver::internals::ids::{NodeId, PairId};
 use resilver::internals::keys::Recopy;
-use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobError, JobEvent, JobSpec, Progress, RateLimiter, Tuning, run,
-};
+use resilver::internals::resync::{Context, Fill, JobError, JobEvent, JobSpec, Progress, Shared, Tuning, run};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -89,12 +87,8 @@ async fn g4_a_source_that_drips_ends_the_resync_and_is_named() {
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning { source_timeout: TIMEOUT, ..Tuning::default() },
-            limiter: Arc::new(RateLimiter::new(None)),
-            pace: Arc::default(),
-            crawls: Arc::new(Crawls::new(2)),
-            clocks: Arc::new(Clocks::new(2)),
+            shared: Shared::new(2, None),
             cancel: CancellationToken::new(),
-            quiesce: Arc::default(),
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), Arc::new(Recopy::new()))]),
             missed: BTreeMap::new(),

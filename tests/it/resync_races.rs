@@ -18,7 +18,7 @@ use bytes::Bytes;
 use resilver::internals::ids::{NodeId, PairId};
 use resilver::internals::keys::{Missed, MissedBudget, Recopy};
 use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Outcome, Progress, RateLimiter, Settlement, Tuning, Verdict, run,
+    Context, Fill, JobEvent, JobSpec, Outcome, Progress, Settlement, Tuning, Verdict, run,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -599,12 +599,8 @@ impl Run<'_> {
             owner: Arc::new(|_: &[u8]| PairId(0)),
             holds: Arc::new(|_, _| true),
             tuning: Tuning { lanes: scenario.lanes, gate_budget: Duration::from_secs(2), ..Tuning::default() },
-            limiter: Arc::new(RateLimiter::new(None)),
-            pace: Arc::default(),
-            crawls: Arc::new(Crawls::new(2)),
-            clocks: Arc::new(Clocks::new(2)),
+            shared: resilver::internals::resync::Shared::new(2, None),
             cancel: cancel.clone(),
-            quiesce: Arc::default(),
             progress: Arc::new(Progress::new([PairId(0)])),
             recopy: BTreeMap::from([(PairId(0), recopy.clone())]),
             missed: BTreeMap::from([(PairId(0), self.missed.clone())]),

@@ -162,10 +162,10 @@ impl Cluster {
             return;
         }
         // At once where no copy is in flight: at the start no gate may open before.
-        match self.quiesce.clone().try_write_owned() {
+        match self.resyncs.shared.quiesce.clone().try_write_owned() {
             Ok(guard) => self.quiesced(guard),
             Err(_) => {
-                let quiesce = self.quiesce.clone();
+                let quiesce = self.resyncs.shared.quiesce.clone();
                 self.spawn(async move { Internal::Quiesced { guard: quiesce.write_owned().await } });
             }
         }

@@ -32,8 +32,8 @@ impl Refill {
     /// Sends every idle lane on that has something to do.
     pub(super) fn feed(&mut self) -> Result<(), JobError> {
         self.limited_until = None;
-        let yields = !self.ctx.pace.is_full() && !self.is_urgent();
-        self.resting_until = if yields { self.ctx.pace.resting_until() } else { None };
+        let yields = !self.ctx.shared.pace.is_full() && !self.is_urgent();
+        self.resting_until = if yields { self.ctx.shared.pace.resting_until() } else { None };
         if self.resting_until.is_some() {
             return Ok(());
         }
@@ -62,7 +62,7 @@ impl Refill {
                 let begun = Instant::now();
                 let result = lane.step(&ctx.tuning, &stop).await;
                 if yields {
-                    ctx.pace.worked(begun.elapsed());
+                    ctx.shared.pace.worked(begun.elapsed());
                 }
                 (lane, result)
             };
@@ -74,10 +74,10 @@ impl Refill {
     /// Gives a lane its next keys, as far as window, memory, rate and `flush_all` allow.
     fn admit(&mut self, lane: &mut Lane) -> Result<(), JobError> {
         // Taken or wanted for writing, the lock cannot be had for reading: the lane empties itself.
-        let Ok(turn) = self.ctx.quiesce.clone().try_read_owned() else {
+        let Ok(turn) = self.ctx.shared.quiesce.clone().try_read_owned() else {
             lane.stop_retries();
             if self.flush.is_none() {
-                let quiesce = self.ctx.quiesce.clone();
+                let quiesce = self.ctx.shared.quiesce.clone();
                 self.flush = Some(async move { drop(quiesce.read_owned().await) }.boxed());
             }
             return Ok(());
@@ -90,12 +90,12 @@ impl Refill {
             // Clients wait at the gate: nothing else.
             let room = room - self.admit_withdrawals(lane, slot, room);
             let taken = self.admit_recopies(lane, slot, room, self.lane_bytes);
-            self.ctx.limiter.book(taken);
+            self.ctx.shared.limiter.book(taken);
             return Ok(());
         }
         // What clients make urgent does not wait; what was enumerated does, until the rest is over,
         // and comes in smaller lots.
-        let (share, rests) = (self.ctx.pace.batch(batch), self.ctx.pace.resting_until().is_some());
+        let (share, rests) = (self.ctx.shared.pace.batch(batch), self.ctx.shared.pace.resting_until().is_some());
         let lot_bytes = (self.lane_bytes / batch * share).max(MIN_LOT_BYTES.min(self.lane_bytes));
         let lot = share.min((3 * share).saturating_sub(lane.len()));
         let waiting = if rests { 0 } else { self.spool_len().min(lot) };
@@ -124,7 +124,7 @@ impl Refill {
             // They do not wait for the limiter: the queue would grow with what clients write, and
             // the resync never end.
             let taken = self.admit_recopies(lane, slot, wanted, bytes);
-            self.ctx.limiter.book(taken);
+            self.ctx.shared.limiter.book(taken);
             left -= taken;
         }
         for slot in self.slot_ids() {
@@ -150,9 +150,9 @@ impl Refill {
         if wanted == 0 {
             return 0;
         }
-        let granted = self.ctx.limiter.take(wanted);
+        let granted = self.ctx.shared.limiter.take(wanted);
         if granted < wanted {
-            self.limited_until = Some(self.ctx.limiter.next());
+            self.limited_until = Some(self.ctx.shared.limiter.next());
         }
         granted
     }
@@ -340,7 +340,7 @@ pub(super) mod tests {
     async fn what_clients_read_is_copied_while_the_crawler_stands_still() {
         let (coordinator, mut told) = mpsc::channel(1);
         let mut refill = refill_of(coordinator).await;
-        let turn = refill.ctx.crawls.turn(refill.source, Duration::ZERO).await.unwrap();
+        let turn = refill.ctx.shared.crawls.turn(refill.source, Duration::ZERO).await.unwrap();
         refill.passes = 1;
         refill.end_pass(Err(DumpError::StandsStill)).await.unwrap();
         assert!(matches!(told.try_recv(), Ok(JobEvent::CannotEnumerate { .. })) && refill.trickle);
@@ -380,7 +380,7 @@ pub(super) mod tests {
         for (size, lot) in [(100, 32), (1 << 20, 1)] {
             let mut refill = with_keys(5_000, size).await;
             refill.lane_bytes = 1 << 20;
-            let pace = refill.ctx.pace.clone();
+            let pace = refill.ctx.shared.pace.clone();
             pace.set(Leave::Share(0.0));
             refill.feed().unwrap();
             assert_eq!((refill.running.len(), refill.streaming), (1, lot), "items of {size} bytes");
@@ -416,8 +416,8 @@ pub(super) mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_clients_make_urgent_does_not_wait_for_the_rest() {
         let mut refill = with_keys(5_000, 100).await;
-        refill.ctx.pace.set(Leave::Share(0.0));
-        refill.ctx.pace.worked(Duration::from_secs(1));
+        refill.ctx.shared.pace.set(Leave::Share(0.0));
+        refill.ctx.shared.pace.worked(Duration::from_secs(1));
         refill.feed().unwrap();
         assert_eq!((refill.running.len(), refill.resting_until.is_some()), (0, true));
         // More re-copies than are done in passing: they go, and what was enumerated waits.
@@ -429,9 +429,9 @@ pub(super) mod tests {
         assert_eq!((refill.running.len(), refill.streaming, refill.slots[0].recopy.len()), (4, 0, 4_000 - 4 * 512));
         // A flush_all waits for the lanes to be empty.
         let mut refill = with_keys(5_000, 100).await;
-        refill.ctx.pace.set(Leave::Share(0.0));
-        refill.ctx.pace.worked(Duration::from_secs(1));
-        let _flush = refill.ctx.quiesce.clone().try_write_owned().unwrap();
+        refill.ctx.shared.pace.set(Leave::Share(0.0));
+        refill.ctx.shared.pace.worked(Duration::from_secs(1));
+        let _flush = refill.ctx.shared.quiesce.clone().try_write_owned().unwrap();
         assert!(refill.is_urgent());
         refill.feed().unwrap();
         assert!(refill.flush.is_some() && refill.running.is_empty());

@@ -164,7 +164,7 @@ impl Refill {
     /// still in: then the job ends, and the next one enumerates.
     pub(super) async fn wait_for_crawler(&mut self) -> Result<(), JobError> {
         self.begin_trickle("its crawler stands still in a dump".to_owned()).await?;
-        let (crawls, source) = (self.ctx.crawls.clone(), self.source);
+        let (crawls, source) = (self.ctx.shared.crawls.clone(), self.source);
         self.pass = Some(
             async move {
                 crawls.is_free(source).await;

@@ -10,7 +10,7 @@ use resilver::internals::backend::{Addresses, Batch, Dial, Effect, Pipe, TcpDial
 use resilver::internals::ids::{Incarnation, NodeId, PairId};
 use resilver::internals::keys::{Missed, MissedBudget, Recopy};
 use resilver::internals::resync::{
-    Clocks, Context, Crawls, Fill, JobEvent, JobSpec, Progress, RateLimiter, Settlement, Tuning, Verdict, run,
+    Context, Fill, JobEvent, JobSpec, Progress, Settlement, Shared, Tuning, Verdict, run,
 };
 use resilver::internals::ring::NodeAddr;
 use tokio::sync::{RwLock, mpsc};
@@ -102,12 +102,8 @@ impl World {
             owner: Arc::new(|key: &[u8]| if key.starts_with(FOREIGN) { PairId(1) } else { PAIR }),
             holds: Arc::new(|node, pair| node == LEADER || pair == PAIR),
             tuning,
-            limiter: Arc::new(RateLimiter::new(self.rate)),
-            pace: Arc::default(),
-            crawls: Arc::new(Crawls::new(2)),
-            clocks: Arc::new(Clocks::new(2)),
+            shared: Shared { quiesce, ..Shared::new(2, self.rate) },
             cancel,
-            quiesce,
             progress,
             recopy: BTreeMap::from([(PAIR, self.recopy.clone())]),
             missed: BTreeMap::from([(PAIR, self.missed.clone())]),
