@@ -24,7 +24,7 @@ const OK: Bytes = Bytes::from_static(answer::OK);
 impl Cluster {
     pub(super) fn answer(&mut self, asker: Asker, outcome: Outcome) {
         if asker.worker == Asker::AT_THE_DESK {
-            return self.desk.answer(asker.slot, outcome);
+            return self.operators.desk.answer(asker.slot, outcome);
         }
         let answer = Command::Answer { client: asker.client, slot: asker.slot, outcome };
         let _ = self.workers[asker.worker.index()].send(answer);
@@ -32,7 +32,7 @@ impl Cluster {
 
     /// Whether the asker still waits, as far as is known here.
     pub(super) fn still_waits(&self, asker: &Asker) -> bool {
-        asker.worker != Asker::AT_THE_DESK || self.desk.is_awaited(asker.slot)
+        asker.worker != Asker::AT_THE_DESK || self.operators.desk.is_awaited(asker.slot)
     }
 
     pub(super) fn asked(&mut self, asker: Asker, question: Question) {
@@ -81,11 +81,11 @@ impl Cluster {
                 let _ = reply.send(());
             }
             Request::Command(question, reply) => {
-                let asker = Asker::at_the_desk(self.desk.wait_for(reply));
+                let asker = Asker::at_the_desk(self.operators.desk.wait_for(reply));
                 self.asked(asker, question);
             }
             Request::List(classes, pieces, end) => {
-                let asker = Asker::at_the_desk(self.desk.wait_for(end));
+                let asker = Asker::at_the_desk(self.operators.desk.wait_for(end));
                 self.list_at_the_desk(asker, &classes, pieces);
             }
         }
@@ -244,7 +244,8 @@ impl Cluster {
 
     /// The proxy's own.
     pub(super) fn reset_counters(&mut self) {
-        self.stats_base = self.counters().into_iter().map(|(_, value)| value).collect();
+        let now = self.counters();
+        self.operators.reset_counters(&now);
         self.suspects.reset_counters();
     }
 

@@ -27,15 +27,15 @@ pub(super) struct Conns {
 
 impl Cluster {
     pub(super) fn stats_conns(&mut self, asker: Asker) {
-        self.conns.waiting.push(asker);
+        self.operators.conns.waiting.push(asker);
         self.ask_conns();
     }
 
     fn ask_conns(&mut self) {
-        if !self.conns.unheard.is_empty() || self.conns.waiting.is_empty() {
+        if !self.operators.conns.unheard.is_empty() || self.operators.conns.waiting.is_empty() {
             return;
         }
-        let conns = &mut self.conns;
+        let conns = &mut self.operators.conns;
         conns.round += 1;
         conns.askers = std::mem::take(&mut conns.waiting);
         conns.unheard = WorkerId::all(self.workers.len()).collect();
@@ -45,7 +45,7 @@ impl Cluster {
     }
 
     pub(super) fn connected(&mut self, worker: WorkerId, round: u64, told: Vec<Connected>, more: usize) {
-        let conns = &mut self.conns;
+        let conns = &mut self.operators.conns;
         if round != conns.round || !conns.unheard.remove(&worker) {
             return;
         }
@@ -53,7 +53,7 @@ impl Cluster {
         conns.more += more;
         if conns.unheard.is_empty() {
             let told = self.tell_conns();
-            for asker in std::mem::take(&mut self.conns.askers) {
+            for asker in std::mem::take(&mut self.operators.conns.askers) {
                 self.answer(asker, Outcome::Raw(told.clone()));
             }
             self.ask_conns();
@@ -77,14 +77,14 @@ impl Cluster {
             out.put(format_args!("{fd}:state"), "conn_listening");
             out.put(format_args!("{fd}:secs_since_last_cmd"), uptime);
         }
-        for client in std::mem::take(&mut self.conns.found) {
+        for client in std::mem::take(&mut self.operators.conns.found) {
             let fd = next();
             out.put(format_args!("{fd}:addr"), client.peer);
             out.put(format_args!("{fd}:listen_addr"), client.local);
             out.put(format_args!("{fd}:state"), client.state);
             out.put(format_args!("{fd}:secs_since_last_cmd"), client.silent.as_secs());
         }
-        let more = std::mem::take(&mut self.conns.more);
+        let more = std::mem::take(&mut self.operators.conns.more);
         if more > 0 {
             out.put("conns_not_shown", more);
         }

@@ -117,7 +117,7 @@ impl Cluster {
             1 => format!("{from} → {to}, led by {leader}"),
             _ => format!("{from} → {to}, as one of {pairs} pairs"),
         };
-        self.changes.note(format!("pair {name}"), what, reason);
+        self.operators.changes.note(format!("pair {name}"), what, reason);
         match self.pairs[id].pair.state() {
             State::Dark { .. } if self.pairs[id].undecided && pairs == 1 => {
                 tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed");

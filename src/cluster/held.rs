@@ -44,7 +44,7 @@ impl Cluster {
             }
             let at = Instant::now();
             run.held.asked = Some(at);
-            let inquirer = self.inquirers[node].clone();
+            let inquirer = self.operators.inquirers[node].clone();
             self.spawn(async move {
                 let answer = inquirer.ask("stats", BYTES_MAX).await;
                 let found = answer.ok().and_then(|answer| read(&answer));

@@ -267,7 +267,7 @@ impl Inquiries {
 impl Cluster {
     /// Asks the servers, and answers with what they say.
     pub(super) fn inquire(&mut self, asker: Asker, inquiry: Inquiry) {
-        let waiting = &mut self.inquiries.waiting;
+        let waiting = &mut self.operators.inquiries.waiting;
         let full = waiting.len() >= WAITING_MAX;
         match waiting.iter_mut().find(|(queued, _)| *queued == inquiry) {
             Some((_, askers)) => askers.push(asker),
@@ -281,21 +281,21 @@ impl Cluster {
     }
 
     fn begin_inquiry(&mut self) {
-        if !self.inquiries.running.is_empty() {
+        if !self.operators.inquiries.running.is_empty() {
             return;
         }
         let (inquiry, askers) = loop {
-            let Some((inquiry, mut askers)) = self.inquiries.next() else { return };
+            let Some((inquiry, mut askers)) = self.operators.inquiries.next() else { return };
             // A question whose askers have all left is not sent.
             askers.retain(|asker| self.still_waits(asker));
             if !askers.is_empty() {
                 break (inquiry, askers);
             }
         };
-        self.inquiries.running = askers;
+        self.operators.inquiries.running = askers;
         let started: Vec<Option<u64>> =
             self.nodes.iter().map(|run| run.view.as_ref().map(|view| view.started)).collect();
-        let mut before = std::mem::take(&mut self.inquiries.before);
+        let mut before = std::mem::take(&mut self.operators.inquiries.before);
         for (before, started) in before.iter_mut().zip(&started) {
             // A process that was started since has counted nothing before.
             before.take_if(|before| started.is_some_and(|started| !before.is_of(started)));
@@ -310,7 +310,7 @@ impl Cluster {
                 true if leads || answers.inquiry.is_for_all() => {
                     let follows = self.topology.pairs_of(node).any(|p| leaders.at(p) != Some(node));
                     let markers = (!follows).then(|| MARKERS + self.topology.pair_count());
-                    asked.push((node, name, markers, self.inquirers[node].clone()));
+                    asked.push((node, name, markers, self.operators.inquirers[node].clone()));
                 }
                 // The last full copy: no other node can answer in its place.
                 false if leads => answers.silent.push((name, "is not in use".to_owned())),
@@ -327,13 +327,13 @@ impl Cluster {
 
     pub(super) fn gathered(&mut self, mut answers: Answers) {
         self.tell_silent(&answers);
-        self.inquiries.before = std::mem::take(&mut answers.before);
+        self.operators.inquiries.before = std::mem::take(&mut answers.before);
         if let Found::Counted(Ok(counted)) = &mut answers.found {
-            self.inquiries.before = std::mem::take(counted).into_iter().map(Some).collect();
+            self.operators.inquiries.before = std::mem::take(counted).into_iter().map(Some).collect();
             self.reset_counters();
         }
         let told = self.tell_answers(answers);
-        for asker in std::mem::take(&mut self.inquiries.running) {
+        for asker in std::mem::take(&mut self.operators.inquiries.running) {
             self.answer(asker, Outcome::Raw(told.clone()));
         }
         self.begin_inquiry();
@@ -391,7 +391,7 @@ impl Cluster {
     }
 
     fn tell_silent(&mut self, answers: &Answers) {
-        let told = &mut self.inquiries.told;
+        let told = &mut self.operators.inquiries.told;
         if answers.silent.is_empty() || told.is_some_and(|at| at.elapsed() < TOLD_EVERY) {
             return;
         }
@@ -519,10 +519,10 @@ mod tests {
         for waits in [false, true] {
             let (reply, answer) = oneshot::channel();
             let answer = waits.then_some(answer);
-            let asker = Asker::at_the_desk(cluster.desk.wait_for(reply));
-            cluster.inquiries.waiting.push_back((Inquiry::Switch("detail on"), vec![asker]));
+            let asker = Asker::at_the_desk(cluster.operators.desk.wait_for(reply));
+            cluster.operators.inquiries.waiting.push_back((Inquiry::Switch("detail on"), vec![asker]));
             cluster.begin_inquiry();
-            assert_eq!((cluster.inquiries.running.len(), answer.is_some()), (usize::from(waits), waits));
+            assert_eq!((cluster.operators.inquiries.running.len(), answer.is_some()), (usize::from(waits), waits));
         }
     }
 

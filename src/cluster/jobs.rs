@@ -425,7 +425,7 @@ impl Cluster {
                     counted(copied, "item", "items"),
                     humantime::format_duration(elapsed)
                 );
-                self.changes.note(self.server_name(node), what, Reason::None);
+                self.operators.changes.note(self.server_name(node), what, Reason::None);
                 if failed > 0 {
                     tracing::warn!(node = %addr, failed, "the node refused items: its copy lacks them");
                 }
@@ -441,7 +441,7 @@ impl Cluster {
                 let at = error.node().map(|at| tracing::field::display(self.topology.addr(at)));
                 tracing::warn!(node = %addr, at, %error, copied, "resync ended early");
                 let what = format!("resync ended early after {}: {}", counted(copied, "item", "items"), error.reason());
-                self.changes.note(self.server_name(node), what, reason);
+                self.operators.changes.note(self.server_name(node), what, reason);
                 (reason, error.reason())
             }
         }

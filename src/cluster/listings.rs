@@ -95,7 +95,7 @@ impl Cluster {
             return self.answer(asker, Outcome::Own(b"NOTSTARTED no items to crawl\r\n"));
         }
         // A resync has the servers' crawlers for itself.
-        if self.listings.0.len() >= AT_ONCE || self.nodes.iter().any(|run| run.refills.job.is_some()) {
+        if self.operators.listings.0.len() >= AT_ONCE || self.nodes.iter().any(|run| run.refills.job.is_some()) {
             return self.answer(asker, Outcome::Own(b"BUSY currently processing crawler request\r\n"));
         }
         let leaders = self.leaders();
@@ -105,7 +105,7 @@ impl Cluster {
             return self.answer(asker, Outcome::Raw(failed(&name, "is not in use")));
         }
         let (over, gives_way) = (CancellationToken::new(), CancellationToken::new());
-        self.listings.0.push(Listing { asker, over: over.clone(), gives_way: gives_way.clone() });
+        self.operators.listings.0.push(Listing { asker, over: over.clone(), gives_way: gives_way.clone() });
         // It asks the control plane nothing.
         let (coordinator, _) = mpsc::channel(1);
         let context = self.context(over.clone(), Arc::new(Progress::new(std::iter::empty())), coordinator);
@@ -123,7 +123,7 @@ impl Cluster {
     }
 
     pub(super) fn listed(&mut self, asker: Asker, result: Result<(), ListError>) {
-        self.listings.0.retain(|listing| listing.asker != asker);
+        self.operators.listings.0.retain(|listing| listing.asker != asker);
         let end = match result {
             Ok(()) => Bytes::from_static(answer::END),
             Err(error) => {
@@ -140,12 +140,12 @@ impl Cluster {
 
     /// Every listing asks the leaders, from which nodes are filled.
     pub(super) fn end_listings(&self) {
-        self.listings.0.iter().for_each(|listing| listing.gives_way.cancel());
+        self.operators.listings.0.iter().for_each(|listing| listing.gives_way.cancel());
     }
 
     /// A client that was being sent a list is gone.
     pub(super) fn unwanted(&mut self, worker: WorkerId, client: ClientKey) {
-        self.listings.0.iter().filter(|l| l.asker.is(worker, client)).for_each(|l| l.over.cancel());
+        self.operators.listings.0.iter().filter(|l| l.asker.is(worker, client)).for_each(|l| l.over.cancel());
     }
 }
 
@@ -171,13 +171,13 @@ mod tests {
         let client = ClientKey { id: ClientId(0), occupant: Occupant(0) };
         let asker = |slot| Asker { worker: WorkerId(0), client, slot: SlotNumber(slot) };
         cluster.list(asker(1), "all");
-        assert_eq!(cluster.listings.0.len(), 1);
+        assert_eq!(cluster.operators.listings.0.len(), 1);
         let target = cluster.node_at(crate::ids::PairId(0), Place::Backup);
         cluster.begin_job(target, vec![crate::ids::PairId(0)], Fill::Purge);
-        assert!(cluster.listings.0[0].gives_way.is_cancelled());
-        cluster.listings.0.clear();
+        assert!(cluster.operators.listings.0[0].gives_way.is_cancelled());
+        cluster.operators.listings.0.clear();
         cluster.list(asker(2), "all");
-        assert!(cluster.listings.0.is_empty(), "not while it is being filled");
+        assert!(cluster.operators.listings.0.is_empty(), "not while it is being filled");
     }
 
     /// Those of several operators are told apart, and each takes one of the places.
@@ -188,7 +188,7 @@ mod tests {
         let (pieces, _taken) = mpsc::channel(1);
         let ask = |cluster: &mut Cluster| {
             let (reply, said) = tokio::sync::oneshot::channel();
-            let asker = Asker::at_the_desk(cluster.desk.wait_for(reply));
+            let asker = Asker::at_the_desk(cluster.operators.desk.wait_for(reply));
             cluster.list_at_the_desk(asker, "all", pieces.clone());
             (asker, said)
         };
@@ -196,7 +196,7 @@ mod tests {
             (ask(&mut cluster), ask(&mut cluster), ask(&mut cluster));
         assert!(third.await.expect("an answer").starts_with(b"BUSY"));
         cluster.listed(second, Ok(()));
-        assert!(cluster.listings.0.len() == 1 && cluster.listings.0[0].asker == first);
+        assert!(cluster.operators.listings.0.len() == 1 && cluster.operators.listings.0[0].asker == first);
         assert!(of_first.try_recv().is_err(), "its list goes on");
         cluster.listed(first, Ok(()));
         assert_eq!(of_first.try_recv().expect("the end"), answer::END);

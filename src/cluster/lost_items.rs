@@ -162,7 +162,7 @@ impl Cluster {
     fn note_lost(&mut self, first: PairId, pairs: usize, what: String) {
         let what = if pairs == 1 { what } else { format!("{what}, as one of {pairs} pairs") };
         let reason = self.pairs[first].pair.reason();
-        self.changes.note(format!("pair {}", self.pair_name(first)), what, reason);
+        self.operators.changes.note(format!("pair {}", self.pair_name(first)), what, reason);
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
         let mut cluster = dark(None);
         cluster.apply(PAIR, Event::Purged(Place::Backup));
         assert_eq!(told(&mut cluster), (1, 0, 0, false));
-        assert_eq!(cluster.changes.newest_first()[0].what, "began empty: what it held is lost");
+        assert_eq!(cluster.operators.changes.newest_first()[0].what, "began empty: what it held is lost");
         assert_eq!(cluster.report().lost_items.pairs_empty_total, 1);
         tokio::time::advance(TOLD_FOR - Duration::from_secs(1)).await;
         assert_eq!(told(&mut cluster), (1, 0, 0, false));

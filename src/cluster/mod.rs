@@ -55,7 +55,7 @@
 //! - `records`: who leads, written on the nodes.
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `resyncs`: what jobs and scrubs share; `verify`: comparing the copies of mirrored pairs.
-//! - `ask`: what operators ask over the text protocol; `inquiries`: what all servers are asked for
+//! - `ask`: what operators ask over the text protocol; `operators`: what they wait for; `inquiries`: what all servers are asked for
 //!   it; `one_server`: what one is told; `listings`: all keys; `conns`: who is connected; `desk`:
 //!   where the admin listener and socket ask; `changes`: the last changes, for it.
 //! - `held`: how much each server holds.
@@ -96,6 +96,7 @@ mod lost_items;
 mod names;
 mod nodes;
 mod one_server;
+mod operators;
 mod orders;
 mod precedence;
 mod probes;
@@ -126,7 +127,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ambient;
 use crate::backend::marker::{Period, Session};
-use crate::backend::{Dial, Inquirer, Memories, NodeControl};
+use crate::backend::{Dial, Memories, NodeControl};
 use crate::config::{ResyncMode, Settings};
 use crate::ids::{ById, Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
@@ -263,17 +264,9 @@ pub struct Cluster {
     memories: Arc<Memories>,
     listed: Vec<(PairId, Lost, Epoch)>,
     controls: ById<NodeId, Arc<NodeControl>>,
-    /// For operators and monitors.
-    inquirers: ById<NodeId, Arc<Inquirer>>,
-    inquiries: inquiries::Inquiries,
-    /// Commands for one server that are unanswered.
-    commanded: usize,
-    listings: listings::Listings,
-    conns: conns::Conns,
+    operators: operators::Operators,
     workers: Vec<UnboundedSender<Command>>,
     stats: Vec<Arc<WorkerStats>>,
-    /// The counters at the last `stats reset`.
-    stats_base: Vec<u64>,
     nodes: ById<NodeId, NodeRun>,
     pairs: ById<PairId, PairRun>,
     /// Shared by the `written` sets of all pairs.
@@ -297,10 +290,6 @@ pub struct Cluster {
     /// Edges that are logged together, with the states before, while several pairs learn of one
     /// thing.
     edges: Option<Vec<(PairId, State)>>,
-    desk: desk::Clerk,
-    requests: Option<mpsc::Receiver<desk::Request>>,
-    /// The last changes of pairs and servers.
-    changes: changes::Changes,
     lost_items: lost_items::LostItems,
     /// What the present event has changed; empty between two.
     unsettled: settle::Unsettled,
@@ -323,19 +312,17 @@ impl Cluster {
         shutdown: CancellationToken,
     ) -> Cluster {
         let (internal, inbox) = unbounded_channel();
-        let (desk, requests) = desk::Clerk::open();
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let patience = settings.probe_timeout.max(settings.timeout);
         let memories = Arc::new(Memories::default());
         let turn = losses.turn();
         let mark = turn.as_ref().map(|turn| &turn.mark);
         let control = |node| NodeControl::new(node, dialer.clone(), memories.clone(), patience).of_fleet(mark.cloned());
-        let inquirer = |node| Inquirer::new(node, dialer.clone(), patience);
         let term = terms::first(Term::default(), false, ambient::random_u64());
         Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             controls: topology.nodes().map(|node| Arc::new(control(node))).collect(),
-            inquirers: topology.nodes().map(|node| Arc::new(inquirer(node))).collect(),
+            operators: operators::Operators::new(&topology, &dialer, patience),
             resyncs: resyncs::Resyncs::new(topology.node_count(), &settings),
             suspects: lateness::Suspects::new(topology.node_count(), &settings),
             pairs: PairRun::all(&topology, Pair::new(Epoch(unix_us), term), settings.resync_memory),
@@ -349,13 +336,8 @@ impl Cluster {
             turn,
             losses,
             memories,
-            inquiries: inquiries::Inquiries::default(),
-            commanded: 0,
-            listings: listings::Listings::default(),
-            conns: conns::Conns::default(),
             workers,
             stats,
-            stats_base: Vec::new(),
             internal,
             inbox: Some(inbox),
             session: Session { id: SessionId(ambient::random_u64()), open: true },
@@ -367,9 +349,6 @@ impl Cluster {
             delayed: flush::Delayed::default(),
             orders: orders::Orders::default(),
             edges: None,
-            desk,
-            requests: Some(requests),
-            changes: changes::Changes::default(),
             lost_items: lost_items::LostItems::default(),
             unsettled: settle::Unsettled::default(),
             unclean,
@@ -384,7 +363,9 @@ impl Cluster {
     ///
     /// Why it does not start: nothing was written on any server.
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) -> Result<(), Refused> {
-        let (Some(mut inbox), Some(mut requests)) = (self.inbox.take(), self.requests.take()) else { return Ok(()) };
+        let (Some(mut inbox), Some(mut requests)) = (self.inbox.take(), self.operators.requests.take()) else {
+            return Ok(());
+        };
         self.spawn_governor();
         self.spawn_copies_ticker();
         let mut early = early::Early::new(self.workers.clone(), self.losses.clone());
@@ -438,7 +419,7 @@ impl Cluster {
 
     /// Where to ask it things while it runs.
     pub fn desk(&self) -> Desk {
-        self.desk.desk()
+        self.operators.desk.desk()
     }
 
     /// Whether nodes carry markers: without backups there is nothing to tell apart, and `off`

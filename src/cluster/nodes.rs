@@ -229,7 +229,7 @@ impl Cluster {
             run.hint.notify_one();
             run.look_up.notify_one();
             tracing::warn!(node = %self.topology.addr(node), %reason, "node lost");
-            self.changes.note(self.server_name(node), "lost".to_owned(), reason);
+            self.operators.changes.note(self.server_name(node), "lost".to_owned(), reason);
         }
         self.told_together(|cluster| {
             for pair in affected {

@@ -96,7 +96,7 @@ impl Cluster {
         if effect == Effect::Shutdown && self.holds_an_only_copy(node) {
             return Err(client_error(format_args!("node: {name} holds the only full copy of keys; see resync status")));
         }
-        if self.commanded >= AT_ONCE {
+        if self.operators.commanded >= AT_ONCE {
             return Err(server_error("node: other commands are on their way"));
         }
         Ok((node, command))
@@ -115,8 +115,8 @@ impl Cluster {
     }
 
     fn command_node(&mut self, asker: Asker, node: NodeId, command: String) {
-        self.commanded += 1;
-        let (inquirer, name) = (self.inquirers[node].clone(), self.topology.addr(node).to_string());
+        self.operators.commanded += 1;
+        let (inquirer, name) = (self.operators.inquirers[node].clone(), self.topology.addr(node).to_string());
         // A key may be a secret: the id of somebody's session.
         let told = command.split(' ').next().unwrap_or_default();
         tracing::info!(node = %name, command = told, "an operator sends a server a command");
@@ -147,7 +147,7 @@ impl Cluster {
     }
 
     pub(super) fn node_answered(&mut self, asker: Asker, answer: Bytes) {
-        self.commanded -= 1;
+        self.operators.commanded -= 1;
         self.answer(asker, Outcome::Raw(answer));
     }
 }

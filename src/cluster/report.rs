@@ -34,6 +34,7 @@ impl Cluster {
         );
         let pairs: Vec<PairReport> = pairs.into_iter().map(|(pair, _)| pair).collect();
         let (state, percent) = self.yielding();
+        let totals = self.counters();
         let (late_together, late_given_up) = self.suspects.counters();
         let (user_us, system_us) = processor_time();
         Report {
@@ -59,8 +60,8 @@ impl Cluster {
                 threads: self.workers.len(),
                 max_clients: self.settings.max_clients,
             },
-            counters: self.counters_since_reset(),
-            totals: self.counters(),
+            counters: self.operators.since_reset(&totals),
+            totals,
             requests: self.requests(),
             waits: Asked::ALL.iter().map(|&asked| (asked, self.waits(asked))).collect(),
             latency: LatencyReport::of(self.stats.iter().flat_map(|s| &s.nodes).map(|node| &node.latencies)),
@@ -68,7 +69,7 @@ impl Cluster {
             late_together,
             late_given_up,
             closed: closings::closed(),
-            changes: self.changes.newest_first(),
+            changes: self.operators.changes.newest_first(),
             lost_items: self.lost_items.report(),
         }
     }
@@ -209,15 +210,6 @@ impl Cluster {
             drained: run.is_drained(),
             needy: needy.filter(|_| lacking.is_some() || run.refills.job.is_some()),
         }
-    }
-
-    fn counters_since_reset(&self) -> Vec<(&'static str, u64)> {
-        let base = |at: usize, name| match name {
-            "curr_connections" => 0,
-            _ => self.stats_base.get(at).copied().unwrap_or(0),
-        };
-        let all = self.counters().into_iter().enumerate();
-        all.map(|(at, (name, value))| (name, value.wrapping_sub(base(at, name)))).collect()
     }
 
     /// Every counter, summed over the workers.

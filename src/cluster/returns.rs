@@ -201,7 +201,7 @@ impl Cluster {
         let memory = if same { "same" } else { "new" };
         tracing::info!(node = %self.topology.addr(node), memory, items = view.curr_items, "node is back");
         let what = format!("back with {memory} memory, {}", counted(view.curr_items, "item", "items"));
-        self.changes.note(self.server_name(node), what, Reason::None);
+        self.operators.changes.note(self.server_name(node), what, Reason::None);
         if first {
             self.judge_resumption(node, &view);
         }

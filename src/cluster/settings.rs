@@ -37,7 +37,7 @@ impl Cluster {
         self.suspects.take_settings(settings);
         let patience = self.node_timeout();
         self.controls.iter().for_each(|control| control.allow(patience));
-        self.inquirers.iter().for_each(|inquirer| inquirer.allow(patience));
+        self.operators.allow(patience);
         self.dialer.allow(patience, settings.undelivered());
         self.probe_times.send_replace(ProbeTimes { interval: settings.probe_interval, timeout: settings.timeout });
         // A long pause that has begun is not waited for.
