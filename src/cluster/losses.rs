@@ -151,8 +151,8 @@ impl Cluster {
             Lost::Copy(place) => Fact::Alone(place.other()),
             Lost::Both => Fact::Nobody,
         };
-        let term = newest.map_or(self.term, |record| record.term);
-        Some(Record { epoch: since, fact, term, period: self.period })
+        let term = newest.map_or(self.precedence.term(), |record| record.term);
+        Some(Record { epoch: since, fact, term, period: self.precedence.period() })
     }
 }
 
@@ -188,7 +188,12 @@ mod tests {
     async fn the_list_counts_as_long_as_no_record_is_of_a_later_epoch() {
         let mut cluster = agreeing("-s 127.0.0.1:1 -b 127.0.0.1:2", std::sync::Arc::new(Slow::default()));
         cluster.listed = vec![(PairId(0), Lost::Copy(Place::Primary), Epoch(9))];
-        let record = |epoch| Record { epoch: Epoch(epoch), fact: Fact::Sync, term: Term(1), period: cluster.period };
+        let record = |epoch| Record {
+            epoch: Epoch(epoch),
+            fact: Fact::Sync,
+            term: Term(1),
+            period: cluster.precedence.period(),
+        };
         for (newest, counts) in [(None, true), (Some(8), true), (Some(9), true), (Some(10), false)] {
             let agreed = cluster.agreed(PairId(0), newest.map(record));
             let expected = counts.then_some((Fact::Alone(Place::Backup), Epoch(9)));
@@ -211,7 +216,7 @@ mod tests {
             (Fact::Sync, Some(Place::Backup), Lost::Nothing, false),
             (Fact::Sync, None, Lost::Nothing, false),
         ] {
-            let record = Record { epoch: Epoch(9), fact, term: Term(1), period: cluster.period };
+            let record = Record { epoch: Epoch(9), fact, term: Term(1), period: cluster.precedence.period() };
             let mut committed = cluster.committed(PairId(0), &record, first);
             assert_eq!(committed.as_mut().now_or_never().is_none(), waits, "{fact:?}, first {first:?}");
             let (asked, agrees) = slow.0.lock().unwrap().pop().expect("it is asked for at once");

@@ -129,7 +129,7 @@ use crate::ambient;
 use crate::backend::marker::{Period, Session};
 use crate::backend::{Dial, Memories, NodeControl};
 use crate::config::{ResyncMode, Settings};
-use crate::ids::{ById, Epoch, NodeId, PairId, Place, SessionId, Term, WorkerId};
+use crate::ids::{ById, Epoch, NodeId, PairId, Place, SessionId, WorkerId};
 use crate::keys::{Lone, Missed, MissedBudget, Recopy};
 use crate::pair::{Pair, Plan, State};
 use crate::proxy::{Command, Event};
@@ -275,13 +275,7 @@ pub struct Cluster {
     inbox: Option<UnboundedReceiver<Internal>>,
     session: Session,
     suspects: lateness::Suspects,
-    /// Since when the present ring is in force, and the newest such time that was found on any
-    /// node; set at the start.
-    period: Period,
-    period_found: Period,
-    /// No pair had this term before this run, and all began at or above it since. 0: none was ever
-    /// given.
-    term: Term,
+    precedence: precedence::Precedence,
     begun: Begun,
     resyncs: resyncs::Resyncs,
     flush: flush::Flush,
@@ -318,14 +312,14 @@ impl Cluster {
         let turn = losses.turn();
         let mark = turn.as_ref().map(|turn| &turn.mark);
         let control = |node| NodeControl::new(node, dialer.clone(), memories.clone(), patience).of_fleet(mark.cloned());
-        let term = terms::first(Term::default(), false, ambient::random_u64());
+        let precedence = precedence::Precedence::new(Period(unix_us));
         Cluster {
             nodes: topology.nodes().map(|_| NodeRun::new()).collect(),
             controls: topology.nodes().map(|node| Arc::new(control(node))).collect(),
             operators: operators::Operators::new(&topology, &dialer, patience),
             resyncs: resyncs::Resyncs::new(topology.node_count(), &settings),
             suspects: lateness::Suspects::new(topology.node_count(), &settings),
-            pairs: PairRun::all(&topology, Pair::new(Epoch(unix_us), term), settings.resync_memory),
+            pairs: PairRun::all(&topology, Pair::new(Epoch(unix_us), precedence.term()), settings.resync_memory),
             probe_times: settings::ProbeTimes::of(&settings),
             written_budget: Arc::new(MissedBudget::new(settings.resync_memory / 2)),
             settings,
@@ -341,9 +335,7 @@ impl Cluster {
             internal,
             inbox: Some(inbox),
             session: Session { id: SessionId(ambient::random_u64()), open: true },
-            period: Period(unix_us),
-            period_found: Period::default(),
-            term,
+            precedence,
             begun: Begun { at: Instant::now(), date: ambient::unix_time() },
             flush: flush::Flush::default(),
             delayed: flush::Delayed::default(),

@@ -16,6 +16,50 @@ fn record_of(view: &NodeView, pair: PairId, period: Period) -> Option<Record> {
     view.records.iter().find(|(p, r)| *p == pair && r.period == period).map(|(_, r)| *r)
 }
 
+/// This proxy's period and terms, and what was found of others'.
+pub(super) struct Precedence {
+    /// Since when the present ring is in force.
+    period: Period,
+    /// The newest such time that was found on any node; set at the start.
+    found: Period,
+    /// No pair had this term before this run, and all began at or above it since. 0: none was ever
+    /// given.
+    term: Term,
+}
+
+impl Precedence {
+    /// Nothing is found yet, and a period begins now.
+    pub(super) fn new(now: Period) -> Precedence {
+        let term = terms::first(Term::default(), false, ambient::random_u64());
+        Precedence { period: now, found: Period::default(), term }
+    }
+
+    pub(super) fn period(&self) -> Period {
+        self.period
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The nodes' latest mark: its period goes on if it is of this ring. Otherwise a new one begins,
+    /// whatever the clock says later than that; `false`.
+    fn follow(&mut self, latest: RingMark, ring: u64) -> bool {
+        self.found = latest.period;
+        let goes_on = latest.fingerprint == ring;
+        self.period = match goes_on {
+            true => latest.period,
+            false => self.period.max(Period(latest.period.0.saturating_add(1))),
+        };
+        goes_on
+    }
+
+    /// Whether the nodes were last used under the present ring.
+    fn goes_on(&self) -> bool {
+        self.period == self.found
+    }
+}
+
 impl Cluster {
     /// If the nodes were last used under this ring, its period goes on. Otherwise a new one begins.
     pub(super) fn begin_period(&mut self) {
@@ -29,23 +73,19 @@ impl Cluster {
     /// says of the period counts, as it would have at the start. Else every node would seem to have
     /// missed one, and nothing that any of them holds would be believed.
     pub(super) fn learn_period(&mut self, view: &NodeView) {
-        let Some(mark) = view.ring.filter(|_| self.period_found == Period::default()) else { return };
+        let Some(mark) = view.ring.filter(|_| self.precedence.found == Period::default()) else { return };
         if self.nodes.iter().all(|run| run.incarnation.is_none()) {
             self.begin_period_after(mark);
         } else {
             // Nodes without markers carry the new period already: the others are as if the ring had
             // changed.
-            self.period_found = mark.period;
+            self.precedence.found = mark.period;
         }
     }
 
     fn begin_period_after(&mut self, latest: RingMark) {
-        self.period_found = latest.period;
-        if latest.fingerprint == self.fingerprint() {
-            self.period = latest.period;
-        } else {
-            // Whatever the clock says, later than any other.
-            self.period = self.period.max(Period(latest.period.0.saturating_add(1)));
+        let ring = self.fingerprint();
+        if !self.precedence.follow(latest, ring) {
             tracing::warn!("the list of servers has changed since they were last used: keys that moved are misses");
         }
     }
@@ -83,8 +123,8 @@ impl Cluster {
             // Without records there are no pairs: primaries count, and backups (only with
             // `--resync=off`) are refilled from them later.
             backups: if self.marked() { (self.topology.node_count() - primaries) as u16 } else { 0 },
-            period: self.period,
-            term: self.term,
+            period: self.precedence.period,
+            term: self.precedence.term,
             leftovers: self.nodes[node].leftovers,
         }
     }
@@ -108,7 +148,7 @@ impl Cluster {
                 own.full_at(place) && newest.full_at(place) && (newest.fact != Fact::Sync || own.epoch >= newest.epoch)
             })
         };
-        mark.period != self.period_found || mark.leftovers != Leftovers::Clean || !pairs.iter().all(full)
+        mark.period != self.precedence.found || mark.leftovers != Leftovers::Clean || !pairs.iter().all(full)
     }
 
     /// What the node's ring marker is to say of what it holds now. `decided`: its pairs have their
@@ -124,7 +164,7 @@ impl Cluster {
 
     /// The pair's record on a node, if it is one of this period.
     pub(super) fn record_in(&self, view: &NodeView, pair: PairId) -> Option<Record> {
-        record_of(view, pair, self.period)
+        record_of(view, pair, self.precedence.period)
     }
 
     pub(super) fn seed_epochs(&mut self) {
@@ -146,17 +186,16 @@ impl Cluster {
         let found = views.map(terms::named).chain(self.turn.as_ref().map(|turn| turn.term)).max().unwrap_or_default();
         if !self.topology.has_backups() {
             // Tokens are the servers' own ids. What was given before is remembered.
-            self.term = found;
+            self.precedence.term = found;
             return;
         }
         // Servers that are not of this list any more may have been the only ones to see the last
         // terms of it.
-        let same_list = self.marked() && self.period == self.period_found;
+        let same_list = self.marked() && self.precedence.goes_on();
         let all_read = same_list && self.nodes.iter().all(|run| run.view.is_some());
-        self.term = terms::first(found, all_read, ambient::random_u64());
-        for run in &mut self.pairs {
-            run.pair.begin_at(self.term);
-        }
+        let term = terms::first(found, all_read, ambient::random_u64());
+        self.precedence.term = term;
+        self.pairs.iter_mut().for_each(|run| run.pair.begin_at(term));
     }
 
     /// A node that came back is looked at: do tokens exist that this proxy has not given, under
@@ -164,7 +203,7 @@ impl Cluster {
     pub(super) fn judge_terms(&mut self, node: NodeId, view: &NodeView) {
         let found = terms::named(view);
         if !self.topology.has_backups() {
-            self.term = self.term.max(found);
+            self.precedence.term = self.precedence.term.max(found);
             return;
         }
         let own = self.pairs.iter().map(|run| run.pair.term()).max().unwrap_or_default();
@@ -191,7 +230,7 @@ impl Cluster {
                 let _ = worker.send(Command::Term { pair, term });
             }
         }
-        self.term = self.term.max(found.next());
+        self.precedence.term = self.precedence.term.max(found.next());
         self.record_term();
     }
 
@@ -235,6 +274,34 @@ impl Cluster {
                     self.record(pair, Fact::Alone(leader), vec![leader]);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_goes_on_under_its_ring_and_ends_under_another() {
+        let mark = |fingerprint, period| RingMark {
+            fingerprint,
+            node: NodeId(0),
+            primaries: 1,
+            backups: 1,
+            period: Period(period),
+            term: Term::default(),
+            leftovers: Leftovers::Clean,
+        };
+        for (latest, goes_on, period) in [
+            (mark(7, 5), true, 5),
+            (mark(8, 5), false, 10),
+            // By a clock that was ahead.
+            (mark(8, 20), false, 21),
+        ] {
+            let mut precedence = Precedence::new(Period(10));
+            assert_eq!((precedence.follow(latest, 7), precedence.period()), (goes_on, Period(period)), "{latest:?}");
+            assert_eq!((precedence.goes_on(), precedence.found), (goes_on, latest.period), "{latest:?}");
         }
     }
 }

@@ -32,7 +32,7 @@ impl Cluster {
         let run = &mut self.pairs[id];
         run.recording.on.clone_from(&places);
         let epoch = run.pair.epoch();
-        let record = Record { epoch, fact, term: run.pair.term(), period: self.period };
+        let record = Record { epoch, fact, term: run.pair.term(), period: self.precedence.period() };
         let internal = self.internal.clone();
         if !self.marked() {
             let _ = internal.send(Internal::Recorded { pair: id, epoch, result: Ok(()) });
@@ -102,7 +102,7 @@ impl Cluster {
             .map(|(id, fact)| {
                 let pair = &mut self.pairs[id].pair;
                 pair.renew();
-                (id, Record { epoch: pair.epoch(), fact, term: pair.term(), period: self.period })
+                (id, Record { epoch: pair.epoch(), fact, term: pair.term(), period: self.precedence.period() })
             })
             .collect();
         let known = |n: NodeId| Some((self.controls[n].clone(), self.nodes[n].incarnation?));
@@ -266,7 +266,8 @@ mod tests {
         cluster.begin_recording(State::Degraded { leader: Place::Primary });
         let pair = &cluster.pairs[PAIR].pair;
         let epoch = Epoch(pair.epoch().0 + 10);
-        let found = Record { epoch, fact: Fact::Alone(Place::Backup), term: pair.term(), period: cluster.period };
+        let found =
+            Record { epoch, fact: Fact::Alone(Place::Backup), term: pair.term(), period: cluster.precedence.period() };
         cluster.outrank_records(&NodeView { records: vec![(PAIR, found)], ..NodeView::default() });
         assert_eq!(tried_again(&mut cluster).await, [Epoch(epoch.0 + 1)]);
     }

@@ -338,7 +338,7 @@ impl Cluster {
                 State::Dark { in_sync: Some(place), .. } => Fact::Alone(place),
                 State::Dark { in_sync: None, .. } => Fact::Nobody,
             };
-            let record = Record { epoch: run.epoch(), fact, term: run.term(), period: self.period };
+            let record = Record { epoch: run.epoch(), fact, term: run.term(), period: self.precedence.period() };
             markers.push((marker::pair_key(pair), record.to_string()));
         }
         markers
@@ -482,7 +482,7 @@ impl Cluster {
             .filter(|(_, run)| !run.undecided && matches!(run.pair.state(), State::Dark { in_sync: None, .. }))
             .map(|(id, run)| {
                 let (epoch, term) = (run.pair.epoch(), run.pair.term());
-                (id, Record { epoch, fact: Fact::Nobody, term, period: self.period })
+                (id, Record { epoch, fact: Fact::Nobody, term, period: self.precedence.period() })
             })
             .collect();
         if records.is_empty() || !self.marked() {
