@@ -49,7 +49,7 @@ impl Cluster {
                 }
                 Some("traffic") => self.report().stats_traffic().end(),
                 Some("key") => self.key_asked(&args),
-                Some("proxy") => self.losses.shown().unwrap_or_else(|| Lines::of_proxy("active", true).end()),
+                Some("proxy") => self.fleet.losses.shown().unwrap_or_else(|| Lines::of_proxy("active", true).end()),
                 Some("conns") => return self.stats_conns(asker),
                 _ => match Inquiry::parse(&args) {
                     Ok(inquiry) => return self.inquire(asker, inquiry),
@@ -118,7 +118,7 @@ impl Cluster {
             (Some("status"), Some(word)) => client_error(format_args!(
                 "resync status: unexpected word {word}; try resync status, or resync status all"
             )),
-            (Some("handover"), None) => match self.losses.hand_over() {
+            (Some("handover"), None) => match self.fleet.losses.hand_over() {
                 Ok(successors) => Bytes::from(format!("OK {}\r\n", successors.join(" "))),
                 Err(why) => client_error(format_args!("resync handover: {why}")),
             },

@@ -116,7 +116,7 @@ impl Cluster {
     /// To be awaited when this record is written, before the gate opens. A loss is agreed on beside
     /// the writing. `first`: the place that it is written on first.
     pub(super) fn committed(&self, pair: PairId, record: &Record, first: Option<Place>) -> BoxFuture<'static, ()> {
-        let (losses, epoch) = (self.losses.clone(), record.epoch);
+        let (losses, epoch) = (self.fleet.losses.clone(), record.epoch);
         let lost = lost_by(record.fact);
         if lost != Lost::Nothing {
             let counts = losses.commit(pair, epoch, lost);
@@ -142,7 +142,7 @@ impl Cluster {
         if !holds(Rule::ListedCopiesDoNotLead) {
             return None;
         }
-        let &(_, lost, since) = self.listed.iter().find(|(listed, ..)| *listed == pair)?;
+        let &(_, lost, since) = self.fleet.listed.iter().find(|(listed, ..)| *listed == pair)?;
         if newest.is_some_and(|record| record.epoch > since) {
             return None;
         }
@@ -187,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn the_list_counts_as_long_as_no_record_is_of_a_later_epoch() {
         let mut cluster = agreeing("-s 127.0.0.1:1 -b 127.0.0.1:2", std::sync::Arc::new(Slow::default()));
-        cluster.listed = vec![(PairId(0), Lost::Copy(Place::Primary), Epoch(9))];
+        cluster.fleet.listed = vec![(PairId(0), Lost::Copy(Place::Primary), Epoch(9))];
         let record = |epoch| Record {
             epoch: Epoch(epoch),
             fact: Fact::Sync,

@@ -62,7 +62,8 @@
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
 //! - `lost_items`: items of which no copy is left.
-//! - `foreign`: another proxy over the same nodes; `turn`: one of a fleet, and the one before.
+//! - `foreign`: another proxy over the same nodes; `fleet`, `turn`: one of a fleet, and the one
+//!   before.
 //! - `summary`: what is said of pairs, nodes and the whole; `report`: that as data.
 //! - `settings`: those that change while the proxy runs.
 //! - `yielding`: resyncs give way to clients.
@@ -84,6 +85,7 @@ mod edges;
 mod ending;
 mod events;
 mod evictions;
+mod fleet;
 mod flush;
 mod foreign;
 mod held;
@@ -256,13 +258,9 @@ pub struct Cluster {
     topology: Arc<Topology>,
     dialer: Arc<dyn Dial>,
     names: Names,
-    /// Where losses are agreed on, and what was when this proxy began.
-    losses: Arc<dyn Losses>,
-    /// This proxy's, as one of a fleet.
-    turn: Option<Turn>,
+    fleet: fleet::Fleet,
     /// The names that nodes' memories have had, since before flushes.
     memories: Arc<Memories>,
-    listed: Vec<(PairId, Lost, Epoch)>,
     controls: ById<NodeId, Arc<NodeControl>>,
     operators: operators::Operators,
     workers: Vec<UnboundedSender<Command>>,
@@ -290,8 +288,6 @@ pub struct Cluster {
     /// Set by a worker that ended with operations unfinished.
     unclean: Arc<AtomicBool>,
     probe_times: watch::Sender<settings::ProbeTimes>,
-    /// Ends the tasks that ask servers whether the former active proxy is gone.
-    former_looks: CancellationToken,
     /// Stops the tasks that outlive a single step.
     shutdown: CancellationToken,
 }
@@ -309,8 +305,8 @@ impl Cluster {
         let unix_us = if holds(Rule::UniqueEpochs) { ambient::unix_time().as_micros() as u64 } else { 0 };
         let patience = settings.probe_timeout.max(settings.timeout);
         let memories = Arc::new(Memories::default());
-        let turn = losses.turn();
-        let mark = turn.as_ref().map(|turn| &turn.mark);
+        let fleet = fleet::Fleet::new(losses, shutdown.child_token());
+        let mark = fleet.turn.as_ref().map(|turn| &turn.mark);
         let control = |node| NodeControl::new(node, dialer.clone(), memories.clone(), patience).of_fleet(mark.cloned());
         let precedence = precedence::Precedence::new(Period(unix_us));
         Cluster {
@@ -326,9 +322,7 @@ impl Cluster {
             topology,
             dialer,
             names,
-            listed: losses.listed(),
-            turn,
-            losses,
+            fleet,
             memories,
             workers,
             stats,
@@ -344,7 +338,6 @@ impl Cluster {
             lost_items: lost_items::LostItems::default(),
             unsettled: settle::Unsettled::default(),
             unclean,
-            former_looks: shutdown.child_token(),
             shutdown,
         }
     }
@@ -360,7 +353,7 @@ impl Cluster {
         };
         self.spawn_governor();
         self.spawn_copies_ticker();
-        let mut early = early::Early::new(self.workers.clone(), self.losses.clone());
+        let mut early = early::Early::new(self.workers.clone(), self.fleet.losses.clone());
         {
             let mut start = std::pin::pin!(self.start());
             loop {
@@ -377,7 +370,7 @@ impl Cluster {
                 }
             }
         }
-        self.losses.started();
+        self.fleet.losses.started();
         self.settle();
         self.spawn_resolvers();
         for node in self.topology.nodes() {

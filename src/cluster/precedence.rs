@@ -183,7 +183,8 @@ impl Cluster {
 
     pub(super) fn begin_terms(&mut self) {
         let views = self.nodes.iter().filter_map(|run| run.view.as_ref().or(run.unmarked.as_ref()));
-        let found = views.map(terms::named).chain(self.turn.as_ref().map(|turn| turn.term)).max().unwrap_or_default();
+        let found =
+            views.map(terms::named).chain(self.fleet.turn.as_ref().map(|turn| turn.term)).max().unwrap_or_default();
         if !self.topology.has_backups() {
             // Tokens are the servers' own ids. What was given before is remembered.
             self.precedence.term = found;

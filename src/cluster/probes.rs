@@ -62,7 +62,7 @@ impl Cluster {
             others.push(marker::RING_KEY.to_owned());
         } else {
             others.extend([marker::RING_KEY.to_owned(), marker::SESSION_KEY.to_owned()]);
-            others.extend(self.turn.iter().map(|_| marker::FLEET_KEY.to_owned()));
+            others.extend(self.fleet.turn.iter().map(|_| marker::FLEET_KEY.to_owned()));
             others.extend(self.topology.pairs_of(node).map(marker::pair_key));
         }
         lease::spawn(async move {

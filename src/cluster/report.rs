@@ -187,7 +187,7 @@ impl Cluster {
             foreign: run.pair.is_foreign() || self.is_contested(id),
             unproved: self.awaits_word_of(id) || run.plan.is_uncompared(),
             former: self.awaits_former_of(id),
-            listed: self.losses.is_listed(id),
+            listed: self.fleet.losses.is_listed(id),
             missing: run.lone.len(),
             more: self.lacks_more(id),
             backup: self.topology.has_backups(),

@@ -162,7 +162,7 @@ impl Cluster {
             }
             Err(error) => {
                 if let MarkError::OfFleet(mark) = &error {
-                    self.losses.marked_by_other(mark);
+                    self.fleet.losses.marked_by_other(mark);
                 }
                 self.nodes[node].health.bad_probe();
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node that came back");

@@ -78,10 +78,10 @@ impl Cluster {
         for (node, run) in self.topology.nodes().zip(&self.nodes) {
             let Some(found) = run.view.as_ref().and_then(|view| view.fleet.clone()) else { continue };
             self.may_be_marked(node, &found)?;
-            if let Some(turn) = &self.turn
+            if let Some(turn) = &self.fleet.turn
                 && turn.mark.is_ended_by(&found)
             {
-                self.losses.marked_by_other(&found);
+                self.fleet.losses.marked_by_other(&found);
             }
         }
         Ok(())
@@ -89,7 +89,7 @@ impl Cluster {
 
     fn may_be_marked(&self, node: NodeId, found: &FleetMark) -> Result<(), Refused> {
         let (server, FleetMark { name, address, .. }) = (self.topology.addr(node).to_string(), found.clone());
-        match &self.turn {
+        match &self.fleet.turn {
             None => Err(Refused::NoFleet { server, name, address }),
             Some(turn) if turn.mark.name != name => {
                 Err(Refused::OtherFleet { server, name, address, own: turn.mark.name.clone() })
@@ -114,13 +114,13 @@ impl Cluster {
     /// At every answer to a probe, whatever else it shows: whoever took over may have flushed the
     /// server, and this proxy may have lost it for that. Returns whether this proxy is over.
     pub(super) fn judge_later_mark(&self, found: Option<&FleetMark>) -> bool {
-        let later = found.filter(|found| self.turn.as_ref().is_some_and(|turn| turn.mark.is_ended_by(found)));
-        later.inspect(|later| self.losses.marked_by_other(later)).is_some()
+        let later = found.filter(|found| self.fleet.turn.as_ref().is_some_and(|turn| turn.mark.is_ended_by(found)));
+        later.inspect(|later| self.fleet.losses.marked_by_other(later)).is_some()
     }
 
     /// At every good probe of a node in use.
     pub(super) fn judge_fleet_mark(&mut self, node: NodeId, found: Option<FleetMark>) {
-        let (Some(turn), Some(found)) = (&self.turn, found) else { return };
+        let (Some(turn), Some(found)) = (&self.fleet.turn, found) else { return };
         if found == turn.mark || self.judge_later_mark(Some(&found)) {
             return;
         }
@@ -135,16 +135,16 @@ impl Cluster {
 
     /// A later record was found on a server: by a later generation this proxy is replaced.
     pub(super) fn judge_epoch(&self, found: Epoch) {
-        let Some(turn) = &self.turn else { return };
+        let Some(turn) = &self.fleet.turn else { return };
         let next = turn.mark.generation.next();
         if found >= Epoch::first_of(next) {
-            self.losses.marked_by_other(&FleetMark { generation: next, ..turn.mark.clone() });
+            self.fleet.losses.marked_by_other(&FleetMark { generation: next, ..turn.mark.clone() });
         }
     }
 
     /// Epochs and terms of this turn are above all of earlier ones.
     pub(super) fn begin_turn(&mut self) {
-        let Some(turn) = &self.turn else { return };
+        let Some(turn) = &self.fleet.turn else { return };
         for run in &mut self.pairs {
             run.pair.begin_from(Epoch::first_of(turn.mark.generation));
         }
@@ -152,7 +152,7 @@ impl Cluster {
 
     /// Before workers connect: from now on their connections are among those that a server has.
     pub(super) async fn look_for_former(&mut self) {
-        let Some(former) = self.turn.as_ref().and_then(|turn| turn.former.clone()) else { return };
+        let Some(former) = self.fleet.turn.as_ref().and_then(|turn| turn.former.clone()) else { return };
         if !holds(Rule::FormerIsWaitedFor) {
             return;
         }
@@ -160,7 +160,7 @@ impl Cluster {
         for node in self.topology.nodes() {
             self.nodes[node].former = Former::There;
         }
-        self.losses.awaits_former(true);
+        self.fleet.losses.awaits_former(true);
         // (One that has not answered the start would be waited for as long as requests may take.)
         let looks = self.nodes.iter().zip(&self.controls).map(|(run, control)| async move {
             if run.view.is_some() { control.connections().await.ok() } else { None }
@@ -172,7 +172,7 @@ impl Cluster {
                 there.look(&sight);
             }
             let control = self.controls[node].clone();
-            let over = self.former_looks.clone();
+            let over = self.fleet.former_looks.clone();
             self.spawn(async move {
                 tokio::select! {
                     () = over.cancelled() => {}
@@ -181,7 +181,7 @@ impl Cluster {
                 Internal::FormerGone { node: Some(node), how: "its connections are closed" }
             });
         }
-        let grace = self.turn.as_ref().map_or(Duration::ZERO, |turn| turn.grace);
+        let grace = self.fleet.turn.as_ref().map_or(Duration::ZERO, |turn| turn.grace);
         self.after(grace, Internal::FormerGone { node: None, how: "--former-grace is over" });
         for pair in self.topology.pairs() {
             self.apply(pair, pair::Event::Foreign(true));
@@ -213,8 +213,8 @@ impl Cluster {
         }
         if !self.awaits_former() {
             tracing::info!(how, "the former active proxy is gone");
-            self.losses.awaits_former(false);
-            self.former_looks.cancel();
+            self.fleet.losses.awaits_former(false);
+            self.fleet.former_looks.cancel();
         }
         for node in self.topology.nodes() {
             self.changed(node);

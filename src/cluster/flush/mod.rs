@@ -321,7 +321,7 @@ impl Cluster {
             (marker::RING_KEY.to_owned(), self.ring_of(node).to_string()),
             (marker::SESSION_KEY.to_owned(), self.session.to_string()),
         ];
-        markers.extend(self.turn.iter().map(|turn| (marker::FLEET_KEY.to_owned(), turn.mark.to_string())));
+        markers.extend(self.fleet.turn.iter().map(|turn| (marker::FLEET_KEY.to_owned(), turn.mark.to_string())));
         if !self.delayed.pending().is_blank() {
             markers.push((marker::FLUSH_KEY.to_owned(), self.delayed.pending().to_string()));
         }

@@ -108,7 +108,7 @@ impl Cluster {
                 }
                 Err(error) => {
                     if let MarkError::OfFleet(mark) = &error {
-                        self.losses.marked_by_other(mark);
+                        self.fleet.losses.marked_by_other(mark);
                     }
                     tracing::warn!(node = %self.topology.addr(node), %error, "cannot mark a node");
                     // It is not used now, but the records that it showed are kept: without them a
