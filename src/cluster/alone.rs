@@ -79,7 +79,7 @@ impl Cluster {
             state => state,
         };
         for id in self.topology.pairs() {
-            self.pairs[id].undecided = false;
+            self.pairs[id].beginning.undecided = false;
             self.apply(id, pair::Event::Start(begins, Reason::None));
             self.apply(id, pair::Event::Closed);
             if begins != state {

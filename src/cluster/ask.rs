@@ -231,7 +231,7 @@ impl Cluster {
         for pair in dark {
             tracing::error!(pair = %self.pair_name(pair), leader = name,
                 "the operator makes a node lead with what it holds: writes that only the other node has are lost");
-            self.pairs[pair].undecided = false;
+            self.pairs[pair].beginning.undecided = false;
             if let Some(lacks) = self.given_up_for(pair, place) {
                 self.items_lost(pair, lacks);
             }

@@ -298,7 +298,7 @@ mod tests {
         for event in [Event::Start(State::Mirrored, Reason::None), Event::Closed, Event::Recorded] {
             cluster.apply(PairId(0), event);
         }
-        cluster.pairs[PairId(0)].undecided = false;
+        cluster.pairs[PairId(0)].beginning.undecided = false;
         let shown = |cluster: &Cluster| {
             let pair = cluster.report().pairs.swap_remove(0);
             (pair.state, pair.for_seconds)

@@ -11,6 +11,7 @@ use crate::pair::{self, FillEffect, FillEvent, State};
 use crate::proxy::{Command, Flow, Follower, Route};
 
 use super::Cluster;
+use super::flush::Hold;
 use super::records::Recording;
 
 impl Cluster {
@@ -119,7 +120,7 @@ impl Cluster {
         };
         self.operators.changes.note(format!("pair {name}"), what, reason);
         match self.pairs[id].pair.state() {
-            State::Dark { .. } if self.pairs[id].undecided && pairs == 1 => {
+            State::Dark { .. } if self.pairs[id].beginning.undecided && pairs == 1 => {
                 tracing::info!(pair = %name, from, to, %leader, %reason, "pair changed");
             }
             State::Dark { .. } if pairs == 1 => {
@@ -143,8 +144,7 @@ impl Cluster {
         match effect {
             pair::Effect::Close { void } => {
                 let void = void.map(|place| self.node_at(id, place));
-                self.pairs[id].flush_closed = false;
-                self.pairs[id].held_for_flush = false;
+                self.pairs[id].flush_hold = Hold::None;
                 self.pairs[id].recording = Recording::default();
                 self.close(id, void);
             }
@@ -153,7 +153,7 @@ impl Cluster {
             pair::Effect::RecordSync { follower } => self.record(id, Fact::Sync, vec![follower, follower.other()]),
             pair::Effect::Open => {
                 if self.flush.holds_gates() {
-                    self.pairs[id].held_for_flush = true;
+                    self.pairs[id].flush_hold = Hold::Kept;
                 } else {
                     self.publish(id);
                 }
@@ -193,8 +193,7 @@ impl Cluster {
             }
         }
         let run = &mut self.pairs[id];
-        run.held_for_flush = false;
-        run.flush_closed = false;
+        run.flush_hold = Hold::None;
         if !self.awaits_first_leader(id) {
             for worker in &self.workers {
                 let _ = worker.send(Command::Open { pair: id, route: route.clone() });

@@ -62,7 +62,7 @@ impl Cluster {
             self.settle();
             // (A pair that is not decided, or whose record a full server refuses, is waited for in
             // vain.)
-            let changes = |run: &PairRun| is_changing(run) && !run.undecided && !run.recording.refused;
+            let changes = |run: &PairRun| is_changing(run) && !run.beginning.undecided && !run.recording.refused;
             if !self.flush.is_active() && !self.pairs.iter().any(changes) {
                 return;
             }

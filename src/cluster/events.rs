@@ -20,6 +20,7 @@ use crate::resync::{JobError, JobEvent, ListError, Outcome, VerifyEvent};
 use super::Cluster;
 use super::asker::Asker;
 use super::clean::CleanError;
+use super::flush::Hold;
 use super::inquiries::Answers;
 
 /// What the control plane's own tasks report.
@@ -132,7 +133,7 @@ impl Cluster {
                     if run.pair.gate() == Gate::Closing {
                         self.apply(pair, pair::Event::Closed);
                     } else {
-                        run.flush_closed = true;
+                        run.flush_hold = Hold::Closed;
                         self.unsettled.pair(pair);
                     }
                 }

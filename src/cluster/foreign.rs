@@ -295,7 +295,7 @@ mod tests {
             for event in [pair::Event::Start(dark, Reason::MarkerStale), pair::Event::Closed] {
                 cluster.apply(PairId(0), event);
             }
-            cluster.pairs[PairId(0)].undecided = false;
+            cluster.pairs[PairId(0)].beginning.undecided = false;
             let purges = |cluster: &Cluster| matches!(cluster.refill_due(ONE), Some(Due::Purge { .. }));
             assert!(purges(&cluster));
             contest(&mut cluster, earlier, true);

@@ -183,7 +183,7 @@ mod tests {
 
     fn dark(in_sync: Option<Place>) -> Cluster {
         let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2");
-        cluster.pairs[PairId(0)].undecided = false;
+        cluster.pairs[PairId(0)].beginning.undecided = false;
         cluster.apply(PAIR, Event::Start(State::Dark { in_sync, fallback: None }, Reason::Refused));
         cluster
     }

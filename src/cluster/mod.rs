@@ -176,18 +176,12 @@ struct PairRun {
     copies: copies::Copies,
     /// While it adopts: the keys that clients have written meanwhile.
     written: Option<Arc<Missed>>,
-    /// No start row applied yet: too few nodes have answered.
-    undecided: bool,
-    /// The start-up table found no copy that counts, and a node is being emptied that will lead.
-    first_leader: startup::FirstLeader,
+    beginning: startup::Beginning,
     /// Dark, and what its nodes held was ended by a `flush_all`: nothing is lost with them.
     flushed: bool,
     /// The node that may lead in the awaited one's place was in sync.
     fallback_is_full: bool,
-    /// Closed for `flush_all` although its own gate is open.
-    flush_closed: bool,
-    /// Its gate would be open except for a `flush_all`.
-    held_for_flush: bool,
+    flush_hold: flush::Hold,
     recording: records::Recording,
     /// The resync waits for the gate to close.
     ready_reply: Option<oneshot::Sender<bool>>,
@@ -221,12 +215,10 @@ impl PairRun {
             lone: Arc::new(Lone::new(lone.clone())),
             copies: copies::Copies::default(),
             written: None,
-            undecided: true,
-            first_leader: startup::FirstLeader::NotAwaited,
+            beginning: startup::Beginning::new(),
             flushed: false,
             fallback_is_full: false,
-            flush_closed: false,
-            held_for_flush: false,
+            flush_hold: flush::Hold::None,
             recording: records::Recording::default(),
             ready_reply: None,
             drained_reply: None,

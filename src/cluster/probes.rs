@@ -227,7 +227,7 @@ impl Cluster {
         let place = self.topology.place(node);
         self.topology.pairs_of(node).any(|pair| {
             let run = &self.pairs[pair];
-            run.undecided
+            run.beginning.undecided
                 || match run.pair.state() {
                     State::Dark { in_sync, .. } => in_sync.is_none_or(|p| p == place),
                     _ => false,

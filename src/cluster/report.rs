@@ -183,7 +183,7 @@ impl Cluster {
             state: run.pair.state(),
             gate: run.pair.gate(),
             reason: run.pair.reason(),
-            undecided: run.undecided,
+            undecided: run.beginning.undecided,
             foreign: run.pair.is_foreign() || self.is_contested(id),
             unproved: self.awaits_word_of(id) || run.plan.is_uncompared(),
             former: self.awaits_former_of(id),

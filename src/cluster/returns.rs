@@ -99,7 +99,7 @@ impl Cluster {
         }
         if known.is_none() || !same {
             let place = self.topology.place(node);
-            let counts = |p: PairId| self.pairs[p].undecided || self.follows_in_adoption(p, place);
+            let counts = |p: PairId| self.pairs[p].beginning.undecided || self.follows_in_adoption(p, place);
             let decided = !self.topology.pairs_of(node).any(counts);
             self.nodes[node].leftovers = self.leftovers_on(node, view, decided);
         }
@@ -223,7 +223,7 @@ impl Cluster {
         self.tell_item_limit();
         for pair in self.topology.pairs_of(node) {
             if incarnation.is_none() {
-                self.pairs[pair].undecided = false;
+                self.pairs[pair].beginning.undecided = false;
                 self.apply(pair, pair::Event::TakenBack(place));
                 continue;
             }
@@ -241,7 +241,7 @@ impl Cluster {
     /// `counts`: what the node holds of the pair is as good as it was.
     fn tell_pair_of_return(&mut self, pair: PairId, node: NodeId, counts: bool, returned: Returned) {
         let place = self.topology.place(node);
-        if self.pairs[pair].undecided {
+        if self.pairs[pair].beginning.undecided {
             self.decide(pair, false);
         } else if counts {
             self.apply(pair, pair::Event::BackSame(place));

@@ -55,6 +55,16 @@ fn new_name(memory: Incarnation) -> Incarnation {
     if holds(Rule::FlushIsANewMemory) { memory.flushed(crate::ambient::random_u64()) } else { memory }
 }
 
+/// How a `flush_all` keeps a pair from its clients, besides the pair's own gate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::cluster) enum Hold {
+    None,
+    /// All workers have closed it, although its own gate is open.
+    Closed,
+    /// Its gate opens when the flush is over.
+    Kept,
+}
+
 impl Cluster {
     pub(in crate::cluster) fn flush_all(&mut self, asker: Asker, delay: i64) {
         let now = unix_seconds();
@@ -176,7 +186,7 @@ impl Cluster {
         self.flush.quiesced(guard, self.topology.pairs());
         for pair in self.topology.pairs() {
             self.unsettled.pair(pair);
-            if self.pairs[pair].pair.gate() == Gate::Open && !self.pairs[pair].held_for_flush {
+            if self.pairs[pair].pair.gate() == Gate::Open && self.pairs[pair].flush_hold != Hold::Kept {
                 self.close(pair, None);
             }
         }
@@ -202,7 +212,7 @@ impl Cluster {
     fn is_closed_for_flush(&self, pair: PairId) -> bool {
         let run = &self.pairs[pair];
         match run.pair.gate() {
-            Gate::Open => run.flush_closed || run.held_for_flush,
+            Gate::Open => run.flush_hold != Hold::None,
             // No write is taken before the record is stored. What the flush itself is to record is
             // tried again for a while: a full server often has room at the second time.
             Gate::Recording if self.flush.is_settling() => run.recording.given_up,
@@ -326,7 +336,7 @@ impl Cluster {
             markers.push((marker::FLUSH_KEY.to_owned(), self.delayed.pending().to_string()));
         }
         for pair in self.topology.pairs() {
-            if self.pairs[pair].undecided {
+            if self.pairs[pair].beginning.undecided {
                 continue;
             }
             let run = &self.pairs[pair].pair;
@@ -350,7 +360,7 @@ impl Cluster {
     fn void_dark(&mut self) {
         for pair in self.topology.pairs() {
             // Not even the start-up table may let it lead.
-            self.pairs[pair].undecided = false;
+            self.pairs[pair].beginning.undecided = false;
             self.plan(pair, FillEvent::Flushed(self.pairs[pair].pair.state()));
             self.apply(pair, pair::Event::Flushed);
         }
@@ -479,7 +489,9 @@ impl Cluster {
             .topology
             .pairs()
             .map(|id| (id, &self.pairs[id]))
-            .filter(|(_, run)| !run.undecided && matches!(run.pair.state(), State::Dark { in_sync: None, .. }))
+            .filter(|(_, run)| {
+                !run.beginning.undecided && matches!(run.pair.state(), State::Dark { in_sync: None, .. })
+            })
             .map(|(id, run)| {
                 let (epoch, term) = (run.pair.epoch(), run.pair.term());
                 (id, Record { epoch, fact: Fact::Nobody, term, period: self.precedence.period() })

@@ -140,7 +140,7 @@ impl Cluster {
             let run = &self.pairs[*p];
             let no_copy = run.pair.state() == State::Dark { in_sync: None, fallback: None };
             // Another proxy may lead a pair of which this one knows no copy.
-            no_copy && !run.undecided && !run.pair.is_foreign() && !self.is_contested(*p)
+            no_copy && !run.beginning.undecided && !run.pair.is_foreign() && !self.is_contested(*p)
         };
         self.topology.pairs_of(node).filter(is_orphan)
     }

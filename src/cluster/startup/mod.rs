@@ -15,6 +15,7 @@ use crate::pair::{self, CutOff, FillEvent, Gate, Reason, State};
 use crate::resync::Fill;
 use crate::rules::{Rule, holds};
 
+use super::flush::Hold;
 use super::lost_items::Lacks;
 use super::nodes::NodeRun;
 use super::turn::Refused;
@@ -25,13 +26,27 @@ pub(super) use look::{FIRST_LOOK_PAUSE, FIRST_LOOKS};
 
 /// A leader that a pair's first decision promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum FirstLeader {
+enum FirstLeader {
     /// None was promised, or none any more.
     NotAwaited,
     /// Requests wait for it.
     Awaited,
     /// They have waited long enough.
     InVain,
+}
+
+/// What of the start is still to come for a pair.
+pub(super) struct Beginning {
+    /// No row of the table has applied yet: too few nodes have answered.
+    pub(super) undecided: bool,
+    /// The table found no copy that counts, and a node is being emptied that will lead.
+    first_leader: FirstLeader,
+}
+
+impl Beginning {
+    pub(super) fn new() -> Beginning {
+        Beginning { undecided: true, first_leader: FirstLeader::NotAwaited }
+    }
 }
 
 impl Cluster {
@@ -132,7 +147,7 @@ impl Cluster {
         let (primary, backup) = self.topology.nodes_of(pair);
         if !self.marked() {
             let state = self.state_without_markers(primary, backup);
-            self.pairs[pair].undecided = false;
+            self.pairs[pair].beginning.undecided = false;
             return self.apply(pair, pair::Event::Start(state, self.reason_at_start(pair, state, true)));
         }
         let newest = self
@@ -156,7 +171,7 @@ impl Cluster {
             state = State::Degraded { leader: Place::Primary };
         }
         let run = &mut self.pairs[pair];
-        run.undecided = waits;
+        run.beginning.undecided = waits;
         let cut_off = newest.filter(|_| fill == Some(Fill::Adopt)).and_then(|record| match record.fact {
             Fact::Adopting(leader) => Some(CutOff { leader, epoch: record.epoch }),
             _ => None,
@@ -227,7 +242,7 @@ impl Cluster {
         // full copy that is late is waited for. Half of that for a silent node, which the first
         // look has waited for already. A request is refused after that, with the reason.
         let patience = self.settings.leader_timeout / if silent { 2 } else { 1 };
-        self.pairs[pair].first_leader = FirstLeader::Awaited;
+        self.pairs[pair].beginning.first_leader = FirstLeader::Awaited;
         self.after(patience, Internal::WaitedForLeader { pair });
     }
 
@@ -241,7 +256,7 @@ impl Cluster {
             state == State::Dark { in_sync: None, fallback: None }
                 && std::iter::once(primary).chain(backup).any(|n| self.nodes[n].health.is_up())
         };
-        run.first_leader == FirstLeader::Awaited && (emptied() || self.awaits_silent(pair, state))
+        run.beginning.first_leader == FirstLeader::Awaited && (emptied() || self.awaits_silent(pair, state))
     }
 
     /// Whether a pair's first leader may be one that is only late: a slow machine is no reason to
@@ -261,15 +276,15 @@ impl Cluster {
 
     pub(super) fn waited_for_leader(&mut self, pair: PairId) {
         let run = &mut self.pairs[pair];
-        if run.first_leader == FirstLeader::Awaited {
-            run.first_leader = FirstLeader::InVain;
+        if run.beginning.first_leader == FirstLeader::Awaited {
+            run.beginning.first_leader = FirstLeader::InVain;
             self.unsettled.pair(pair);
         }
     }
 
     /// Whether waiting for a first leader has become pointless.
     pub(super) fn waits_in_vain(&self, pair: PairId) -> bool {
-        self.pairs[pair].first_leader != FirstLeader::NotAwaited && !self.awaits_first_leader(pair)
+        self.pairs[pair].beginning.first_leader != FirstLeader::NotAwaited && !self.awaits_first_leader(pair)
     }
 
     /// Part of [`settle`](Cluster::settle): requests that waited in vain are refused, and no more
@@ -279,12 +294,8 @@ impl Cluster {
             return;
         }
         let run = &mut self.pairs[pair];
-        run.first_leader = FirstLeader::NotAwaited;
-        if run.pair.state().leader().is_none()
-            && run.pair.gate() == Gate::Open
-            && !run.held_for_flush
-            && !run.flush_closed
-        {
+        run.beginning.first_leader = FirstLeader::NotAwaited;
+        if run.pair.state().leader().is_none() && run.pair.gate() == Gate::Open && run.flush_hold == Hold::None {
             tracing::error!(pair = %self.pair_name(pair), "no node of the pair came to lead in time: its keys are refused until one does");
             self.publish(pair);
         }
