@@ -47,6 +47,7 @@ mod testing {
     pub(crate) mod log;
     pub(crate) mod memcached;
 }
+mod timed;
 mod top;
 mod wait;
 

@@ -15,6 +15,7 @@ use crate::backend::ANSWER_MAX;
 use crate::protocol::reply::{Frame, ParsedReply, Reply, ReplyError, ReplyKind, ReplyLimits, parse_reply_within};
 use crate::protocol::statistics::Line;
 use crate::ring::{NodeAddr, SpecError};
+use crate::timed::{Limited, Timed};
 
 /// The longest line, and the longest value, of an answer: no server's that is passed on is longer.
 const LIMITS: ReplyLimits = ReplyLimits { line_len_max: ANSWER_MAX, value_len_max: ANSWER_MAX };
@@ -43,25 +44,6 @@ impl std::fmt::Display for Endpoint {
             Endpoint::Tcp(addr) => addr.fmt(f),
             Endpoint::Unix(path) => path.display().fmt(f),
         }
-    }
-}
-
-trait Stream: Read + Write {
-    /// A call ends after this long.
-    fn limit(&self, left: Duration) -> Result<()>;
-}
-
-impl Stream for TcpStream {
-    fn limit(&self, left: Duration) -> Result<()> {
-        self.set_read_timeout(Some(left))?;
-        self.set_write_timeout(Some(left))
-    }
-}
-
-impl Stream for UnixStream {
-    fn limit(&self, left: Duration) -> Result<()> {
-        self.set_read_timeout(Some(left))?;
-        self.set_write_timeout(Some(left))
     }
 }
 
@@ -145,27 +127,25 @@ impl Said {
 }
 
 pub(crate) struct Connection {
-    stream: Box<dyn Stream>,
+    stream: Timed<Box<dyn Limited>>,
     input: BytesMut,
+    /// How long an answer may take, in however many drops it comes.
     patience: Duration,
-    /// When the answer must be there. One that comes in drops is not waited for with each anew.
-    deadline: Instant,
 }
 
 impl Connection {
     /// It stands within `patience`, and this long has each answer.
     pub(crate) fn open(to: &Endpoint, patience: Duration) -> Result<Connection> {
-        let stream: Box<dyn Stream> = match to {
+        let socket: Box<dyn Limited> = match to {
             Endpoint::Tcp(addr) => Box::new(dial(addr, patience)?),
             Endpoint::Unix(path) => Box::new(dial_unix(path, patience)?),
         };
-        Ok(Connection { stream, input: BytesMut::new(), patience, deadline: Instant::now() })
+        Ok(Connection { stream: Timed::new(socket, Instant::now()), input: BytesMut::new(), patience })
     }
 
     /// Asks, and returns the first part of the answer.
     pub(crate) fn ask(&mut self, command: &str) -> Result<Said> {
-        self.deadline = Instant::now() + self.patience;
-        self.stream.limit(self.patience)?;
+        self.be_patient(self.patience);
         match self.stream.write_all(format!("{command}\r\n").as_bytes()) {
             Ok(()) => self.reply(),
             // It may have said why before it closed the connection.
@@ -176,7 +156,7 @@ impl Connection {
     /// The rest of the answer has this long.
     pub(crate) fn be_patient(&mut self, patience: Duration) {
         self.patience = patience;
-        self.deadline = Instant::now() + patience;
+        self.stream.begin_anew(Instant::now() + patience);
     }
 
     /// The next part of the answer.
@@ -201,12 +181,6 @@ impl Connection {
     }
 
     fn receive(&mut self) -> Result<()> {
-        let late = || Error::other(format!("no answer within {:?}", self.patience));
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(late());
-        }
-        self.stream.limit(left)?;
         let mut block = [0; 16 * 1024];
         match self.stream.read(&mut block) {
             Ok(0) => Err(Error::other("it closed the connection")),
@@ -214,8 +188,9 @@ impl Connection {
                 self.input.extend_from_slice(&block[..read]);
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(late()),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                Err(Error::other(format!("no answer within {:?}", self.patience)))
+            }
             Err(error) => Err(error),
         }
     }

@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
-use super::lookup::{LookUp, left, try_each};
+use super::lookup::{LookUp, try_each};
+use crate::timed::{Timed, left};
 
 /// With which an answer begins.
 const HTTP: &[u8] = b"HTTP/1.";
@@ -70,10 +71,11 @@ impl Http {
         token: Option<&str>,
         deadline: Instant,
     ) -> Result<Answer, HttpError> {
-        let mut stream = match self.kept.take().filter(is_quiet) {
+        let stream = match self.kept.take().filter(is_quiet) {
             Some(stream) => stream,
             None => self.connect(deadline).map_err(|error| HttpError::NotSent(error.to_string()))?,
         };
+        let mut stream = Timed::new(stream, deadline);
         let method = if body.is_some() { "POST" } else { "GET" };
         let authorization = token.map_or_else(String::new, |token| format!("Authorization: {token}\r\n"));
         let (authority, body) = (&self.authority, body.unwrap_or_default());
@@ -82,18 +84,18 @@ impl Http {
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        let answered = send(&mut stream, request.as_bytes(), deadline).and_then(|()| answer(&mut stream, deadline));
+        let answered = stream.write_all(request.as_bytes()).and_then(|()| answer(&mut stream));
         let (answer, keeps) = answered.map_err(|error| HttpError::Unanswered(in_words(&error)))?;
-        self.kept = keeps.then_some(stream);
+        self.kept = keeps.then(|| stream.into_inner());
         Ok(answer)
     }
 
     /// Whether TLS is spoken there, as far as that is known by the deadline.
     pub fn speaks_tls(&mut self, deadline: Instant) -> bool {
         let mut said = [0; 2];
-        let said = self.connect(deadline).and_then(|mut stream| {
-            send(&mut stream, HELLO, deadline)?;
-            stream.set_read_timeout(Some(left(deadline)?))?;
+        let said = self.connect(deadline).and_then(|stream| {
+            let mut stream = Timed::new(stream, deadline);
+            stream.write_all(HELLO)?;
             stream.read_exact(&mut said)?;
             Ok(said)
         });
@@ -131,8 +133,7 @@ fn dial(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
 
 fn in_words(error: &io::Error) -> String {
     match error.kind() {
-        // What a socket says whose time is over.
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => "not in time".to_owned(),
+        ErrorKind::TimedOut => "not in time".to_owned(),
         _ => error.to_string(),
     }
 }
@@ -144,20 +145,9 @@ fn is_quiet(stream: &TcpStream) -> bool {
     quiet && stream.set_nonblocking(false).is_ok()
 }
 
-fn send(stream: &mut TcpStream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.set_write_timeout(Some(left(deadline)?))?;
-        match stream.write(bytes)? {
-            0 => return Err(ErrorKind::WriteZero.into()),
-            n => bytes = &bytes[n..],
-        }
-    }
-    Ok(())
-}
-
 /// Reads an answer; and whether the connection can be kept.
-fn answer(stream: &mut TcpStream, deadline: Instant) -> io::Result<(Answer, bool)> {
-    let mut input = Input { stream, deadline, buffer: Vec::new() };
+fn answer(stream: &mut Timed<TcpStream>) -> io::Result<(Answer, bool)> {
+    let mut input = Input { stream, buffer: Vec::new() };
     let Head { status, length, keeps } = input.head()?;
     let body = match length {
         Length::InPieces => input.pieces()?,
@@ -212,14 +202,12 @@ impl Head {
 
 /// What a connection answers, as far as it has come.
 struct Input<'s> {
-    stream: &'s mut TcpStream,
-    deadline: Instant,
+    stream: &'s mut Timed<TcpStream>,
     buffer: Vec<u8>,
 }
 
 impl Input<'_> {
     fn more(&mut self) -> io::Result<()> {
-        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
         let mut block = [0; 4096];
         match self.stream.read(&mut block)? {
             0 => Err(io::Error::new(ErrorKind::UnexpectedEof, "it has closed the connection")),

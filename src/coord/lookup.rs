@@ -23,12 +23,6 @@ pub(crate) fn share(deadline: Instant, others: usize) -> Instant {
     now + deadline.saturating_duration_since(now) / if others == 0 { 1 } else { SHARE }
 }
 
-/// The time until the deadline; an error once it has passed.
-pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
-
 /// Tries one address after the other, until an attempt succeeds.
 pub(crate) fn try_each<T>(
     addresses: &[SocketAddr],

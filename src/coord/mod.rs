@@ -20,6 +20,6 @@ pub use etcd::{Access, Etcd, FIRST_WORD};
 pub use file::FileRegister;
 #[cfg(test)]
 pub(crate) use lookup::testing::NameServer;
-pub(crate) use lookup::{LookUp, left, share, try_each};
+pub(crate) use lookup::{LookUp, share, try_each};
 pub use record::{Holder, Lost, Record, Tenure};
 pub use register::{Register, Seen, Swapped, Unread, Value};

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::marker::{FLEET_KEY, FleetMark};
 use crate::config::Settings;
+use crate::timed::Timed;
 
 use super::register;
 use super::survey::{Said, Surveyor, is_open};
@@ -160,13 +161,13 @@ fn ask_at(addresses: &[SocketAddr], mark: &FleetMark) -> Found {
 }
 
 fn ask_one(address: SocketAddr, mark: &FleetMark) -> Found {
-    let mut stream = match TcpStream::connect_timeout(&address, PATIENCE) {
+    let stream = match TcpStream::connect_timeout(&address, PATIENCE) {
         Ok(stream) => stream,
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Found::Nothing,
         Err(error) => return Found::Unknown(error.to_string()),
     };
+    let mut stream = Timed::new(stream, Instant::now() + PATIENCE);
     let mut answered = || -> io::Result<Found> {
-        stream.set_read_timeout(Some(PATIENCE))?;
         // `look` is no known purpose: a proxy answers such a line and keeps no connection.
         stream.write_all(format!("proxy 1 {} look {}\r\n", mark.generation, mark.name).as_bytes())?;
         let mut answer = Vec::new();

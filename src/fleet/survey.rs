@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::backend::marker::{FLEET_KEY, FleetMark, SESSION_KEY, Session};
-use crate::coord::{Answered, LookUp, Survey, left, share, try_each};
+use crate::coord::{Answered, LookUp, Survey, share, try_each};
 use crate::protocol::node;
 use crate::protocol::reply::{ReplyKind, parse_reply};
 use crate::ring::NodeAddr;
+use crate::timed::{Timed, left};
 
 /// Longest answer that is read, in bytes: more than two markers take.
 const MOST: usize = 4096;
@@ -206,13 +207,11 @@ fn converse_with<T>(
     question: &str,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<T> {
-    let mut stream = connect(address, deadline)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
+    let mut stream = Timed::new(connect(address, deadline)?, deadline);
     stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
     let mut block = [0; MOST];
     loop {
-        stream.set_read_timeout(Some(left(deadline)?))?;
         match stream.read(&mut block)? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             n => answer.extend_from_slice(&block[..n]),
