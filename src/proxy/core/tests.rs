@@ -39,6 +39,7 @@ mod explore;
 mod flushes;
 mod gone;
 mod history;
+mod inside;
 mod large;
 mod marks;
 mod meta;

@@ -304,7 +304,7 @@ fn a_client_that_takes_nothing_is_asked_for_little() {
     assert!(told.len() > 15_000_000);
     let sent = world.sent();
     assert_eq!(keys(&sent).len() + sent.matches(" k").count() - sent.lines().count(), 4, "{sent}");
-    assert_eq!(world.core.memory.used(), 0, "what was taken is given back");
+    assert_eq!(world.core.memory_used(), 0, "what was taken is given back");
 }
 
 /// A value beyond the node's own `-I` is none of memcached's.
@@ -317,6 +317,6 @@ fn an_answer_is_bounded_by_what_the_node_can_hold() {
         world.say(client, b"get k\r\n");
         world.sent();
         world.node_says(format!("VALUE k 0 {bytes}\r\n").as_bytes());
-        assert_eq!(world.core.links[ConnId::first(NODE)].state == LinkState::Ready, fine, "{bytes}");
+        assert_eq!(world.core.link_state(ConnId::first(NODE)) == LinkState::Ready, fine, "{bytes}");
     }
 }

@@ -13,7 +13,7 @@ const TIMEOUT_US: u64 = 2_000_000;
 fn is_closed_at(world: &mut Alone, client: ClientId, us: u64) -> bool {
     world.now.us = us;
     world.core.close_silent(world.now, TIMEOUT);
-    world.core.clients[client].closing
+    world.core.is_closing(client)
 }
 
 #[test]

@@ -45,10 +45,10 @@ fn tick(world: &mut Alone, us: u64) {
 fn a_value_that_finds_no_memory_waits_for_it_and_is_taken_then() {
     let mut world = world();
     let first = [begin(&mut world, "a"), begin(&mut world, "b")];
-    assert!(world.core.memory.used() >= 2 * VALUE, "they are counted before they have come");
+    assert!(world.core.memory_used() >= 2 * VALUE, "they are counted before they have come");
     let late = [begin(&mut world, "c"), begin(&mut world, "d")];
     assert_eq!(late.map(|client| waits(&mut world, client)), [true; 2]);
-    assert!(world.core.memory.used() < 2 * VALUE + 10_000 && !world.core.is_quiet());
+    assert!(world.core.memory_used() < 2 * VALUE + 10_000 && !world.core.is_quiet());
     tick(&mut world, 10_000);
     assert_eq!(late.map(|client| waits(&mut world, client)), [true; 2], "nothing has changed");
     // A small one needs none.
@@ -74,7 +74,7 @@ fn a_value_that_finds_no_memory_waits_for_it_and_is_taken_then() {
     for client in [late[1], new] {
         world.core.handle_gone(client);
     }
-    assert_eq!(world.core.memory.used(), 0);
+    assert_eq!(world.core.memory_used(), 0);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn who_finds_no_memory_in_time_is_told_and_goes_on() {
     tick(&mut world, PATIENCE_US + 1);
     // As where an item is too large: nobody is to read what the client believes replaced.
     assert_eq!(world.sent(), "delete c\r\ndelete e\r\n");
-    assert_eq!(world.core.memory.used(), 2 * VALUE + 2 * "set a 0 0 1000000\r\n\r\n".len());
+    assert_eq!(world.core.memory_used(), 2 * VALUE + 2 * "set a 0 0 1000000\r\n\r\n".len());
     world.node_says(b"DELETED\r\nNOT_FOUND\r\n");
     for (client, told) in [(set, true), (add, true), (quiet, false)] {
         send(&mut world, client, VALUE - 1, "\r\nversion\r\n");
@@ -118,7 +118,7 @@ fn a_long_line_is_counted_too() {
     tick(&mut world, PATIENCE_US + 1);
     let said = String::from_utf8(world.told(client)).unwrap();
     assert!(said.starts_with("SERVER_ERROR out of memory reading request"), "{said}");
-    assert!(world.core.clients[client].closing, "where its end is nobody knows");
+    assert!(world.core.is_closing(client), "where its end is nobody knows");
 }
 
 /// One alone may have a value of any size that servers take. A line without an end is no value.
@@ -132,13 +132,13 @@ fn a_line_beyond_half_of_the_memory_is_refused_at_once() {
     let said = (0..2 * LIMIT / keys.len())
         .find_map(|_| {
             client_says(&mut world.core, world.now, client, keys.as_bytes());
-            most = most.max(world.core.memory.used());
+            most = most.max(world.core.memory_used());
             Some(world.told(client)).filter(|said| !said.is_empty())
         })
         .expect("it ends");
     let said = String::from_utf8(said).unwrap();
     assert!(said.starts_with("SERVER_ERROR out of memory reading request"), "{said}");
-    assert!(world.core.clients[client].closing && most <= LIMIT / 2 + 2 * keys.len(), "{most}");
+    assert!(world.core.is_closing(client) && most <= LIMIT / 2 + 2 * keys.len(), "{most}");
 }
 
 /// While the first key's server keeps a client waiting, others may answer all the rest of its line.
@@ -156,7 +156,7 @@ fn a_line_of_very_many_keys_goes_no_further_than_a_window_beyond_what_is_unanswe
     world.node_says(b"END\r\n");
     (0..1000).for_each(|_| world.resume());
     assert_eq!(world.told(client), b"END\r\nEND\r\n");
-    assert_eq!(world.core.memory.used(), 0);
+    assert_eq!(world.core.memory_used(), 0);
 }
 
 /// What it was amid is no matter.

@@ -89,7 +89,7 @@ fn a_node_whose_framing_is_in_doubt_is_left_at_once() {
         // As where its socket takes no more, and says so when it does: that is not waited for.
         story.world.cores[0].handle_conn_blocked(ConnId::first(NodeId(0)));
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
-        assert_eq!(story.world.cores[0].links[ConnId::first(NodeId(0))].state, LinkState::Discarding, "{nonsense:?}");
+        assert_eq!(story.world.cores[0].link_state(ConnId::first(NodeId(0))), LinkState::Discarding, "{nonsense:?}");
         assert!(story.world.wires[0][0].broken, "our half is closed, behind {nonsense:?}");
         story.world.step(&Choice::Event(0));
         story.world.step(&Choice::Event(0));
@@ -116,7 +116,7 @@ fn an_error_in_answer_to_a_shared_line_leaves_its_framing_in_doubt() {
         story.world.wires[0][0].to.clear();
         story.world.wires[0][0].back.push_back(error.as_bytes().to_vec());
         story.world.step(&Choice::Deliver { worker: 0, node: 0 });
-        assert_eq!(story.world.cores[0].links[ConnId::first(NodeId(0))].state, state, "{ask:?}");
+        assert_eq!(story.world.cores[0].link_state(ConnId::first(NodeId(0))), state, "{ask:?}");
         assert_eq!(story.hear(), told, "{ask:?}");
     }
 }
@@ -150,7 +150,7 @@ fn a_followers_part_of_a_write_is_urgent_until_it_is_written() {
     let (leader, follower) = (NodeId(0), NodeId(1));
     let now = story.world.now;
     client_says(core, now, story.client, b"set k 0 0 1\r\n7\r\n");
-    let urgent = |core: &mut Core| [leader, follower].map(|node| core.links[ConnId::first(node)].urgent);
+    let urgent = |core: &mut Core| [leader, follower].map(|node| core.is_urgent(ConnId::first(node)));
     assert_eq!(urgent(core), [false, false]);
     assert_eq!(core.poll_urgent_conn(), None);
     assert_eq!(core.poll_dirty_conn(), Some(ConnId::first(leader)));
@@ -439,8 +439,8 @@ fn a_shared_line_may_count_for_some_of_its_keys() {
         let told = String::from_utf8(client_hears(&mut core, clients[1])).unwrap();
         assert_eq!(told, there + "END\r\n", "{voids_hit} {missing:?}");
         assert_eq!(client_hears(&mut core, clients[0]), b"", "its pair has no route");
-        assert_eq!((undrained(&mut core), core.links[ConnId::first(primary)].flights.len()), (Some(false), 0));
-        assert_eq!(core.links[ConnId::first(primary)].state, LinkState::Ready);
+        assert_eq!((undrained(&mut core), core.flights(ConnId::first(primary))), (Some(false), 0));
+        assert_eq!(core.link_state(ConnId::first(primary)), LinkState::Ready);
     }
 }
 
@@ -670,7 +670,7 @@ fn a_worker_leaves_an_address_with_all_that_it_has_there() {
         let left = Event::Left { worker: WorkerId(0), node, address: AddressNumber(7), owing };
         assert_eq!(events(core), [left], "{request:?}");
         assert_eq!(hangups(core), [ConnId::first(node)], "{request:?}");
-        assert!(core.links[ConnId::first(node)].flights.is_empty(), "{request:?}");
+        assert_eq!(core.flights(ConnId::first(node)), 0, "{request:?}");
         core.dial(ConnId::first(node));
         core.handle_command(now, Command::Moved { node, address: AddressNumber(8) });
         assert!(hangups(core).is_empty(), "it leads to the present address");

@@ -67,7 +67,7 @@ fn a_get_of_very_many_keys_is_begun_in_turns() {
         let told = String::from_utf8(world.told(client)).unwrap();
         assert!(told.starts_with(said) && told.lines().count() == 2, "{told}");
         assert!(told.ends_with(&format!("VERSION {}\r\n", crate::proxy::VERSION)), "{told}");
-        assert_eq!(world.core.memory.used(), 0);
+        assert_eq!(world.core.memory_used(), 0);
     }
 }
 

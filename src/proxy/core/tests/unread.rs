@@ -64,7 +64,7 @@ fn a_get_of_several_keys_ends_while_memory_is_short_or_full() {
             ] {
                 let mut world = world();
                 let _others = others(&world, used);
-                world.core.largest = largest;
+                world.core.has_met(largest);
                 let client = world.client();
                 let names: String = (0..keys).map(|i| format!(" k{i}")).collect();
                 world.say(client, format!("{verb}{names}\r\n").as_bytes());
@@ -107,7 +107,7 @@ fn hand_on(world: &mut Alone, client: ClientId) -> Option<Share> {
 fn who_has_not_taken_what_was_handed_on_is_asked_for_no_other() {
     let mut world = world();
     let _others = others(&world, LIMIT / 2 + 1);
-    world.core.largest = 1 << 20;
+    world.core.has_met(1 << 20);
     let client = world.client();
     world.say(client, b"get a\r\nget b\r\n");
     assert_eq!(world.sent(), "get a\r\n");
@@ -148,7 +148,7 @@ fn a_value_for_who_has_not_taken_what_was_handed_on_is_thrown_away_while_memory_
 fn values_of_one_get_leave_as_they_come_while_memory_is_full() {
     let mut world = world();
     let _others = others(&world, LIMIT + 1);
-    world.core.largest = 1 << 20;
+    world.core.has_met(1 << 20);
     let client = world.client();
     world.say(client, b"get a b c\r\n");
     assert_eq!(world.sent(), "get a\r\n");

@@ -93,12 +93,12 @@ fn what_waits_for_room_behind_void_answers_is_not_forgotten() {
     let mut core = core(2, None);
     let client = core.handle_connect(Now::default()).id;
     let (one, other) = (key_of(&core, 0), key_of(&core, 1));
-    core.clients[client].largest = 3 << 20;
+    core.client_has_met(client, 3 << 20);
     client_says(&mut core, Now::default(), client, format!("get {one}\r\n").as_bytes());
     assert_eq!(sent(&mut core, A), format!("get {one}\r\n"));
     core.handle_command(Now::default(), Command::Close { pair: PairId(0), void: Some(A), round: 1 });
     let new = core.handle_connect(Now::default()).id;
-    core.clients[new].largest = 3 << 20;
+    core.client_has_met(new, 3 << 20);
     client_says(&mut core, Now::default(), new, format!("get {other}\r\n").as_bytes());
     assert_eq!(sent(&mut core, A), "", "it waits for room");
     assert_eq!(found_late(&mut core, |_| {}), ON_TIME);
