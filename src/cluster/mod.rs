@@ -55,9 +55,10 @@
 //! - `records`: who leads, written on the nodes.
 //! - `orders`: single keys that a worker is to mend or adopt.
 //! - `resyncs`: what jobs and scrubs share; `verify`: comparing the copies of mirrored pairs.
-//! - `ask`: what operators ask over the text protocol; `operators`: what they wait for; `inquiries`: what all servers are asked for
-//!   it; `one_server`: what one is told; `listings`: all keys; `conns`: who is connected; `desk`:
-//!   where the admin listener and socket ask; `changes`: the last changes, for it.
+//! - `ask`: what operators ask over the text protocol; `operators`: what they wait for;
+//!   `inquiries`: what all servers are asked for it; `one_server`: what one is told; `listings`:
+//!   all keys; `conns`: who is connected; `desk`: where the admin listener and socket ask;
+//!   `changes`: the last changes, for it.
 //! - `held`: how much each server holds.
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.

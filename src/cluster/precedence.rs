@@ -42,8 +42,8 @@ impl Precedence {
         self.term
     }
 
-    /// The nodes' latest mark: its period goes on if it is of this ring. Otherwise a new one begins,
-    /// whatever the clock says later than that; `false`.
+    /// The nodes' latest mark: its period goes on if it is of this ring. Otherwise a new one
+    /// begins, whatever the clock says later than that; `false`.
     fn follow(&mut self, latest: RingMark, ring: u64) -> bool {
         self.found = latest.period;
         let goes_on = latest.fingerprint == ring;
