@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use super::http::{Answer, Http, HttpError, NO_HTTP, TLS};
+use super::http::{Answer, Http, HttpError, NO_HTTP, TLS, Until};
 use super::lookup::share;
 use super::record::Record;
 use super::register::{Register, Seen, Swapped, Unread, Value};
@@ -87,10 +87,10 @@ impl Etcd {
 
     /// The present member, or the first one that can be reached.
     fn judge_one(&mut self, deadline: Instant) -> Result<Option<String>, Unread> {
-        let version = |member: &mut Http, until| {
+        let version = |member: &mut Http, until: Until| {
             let answer = member.ask("/version", None, None, until);
             answer.map_err(|error| match error {
-                HttpError::Unanswered(_) if member.speaks_tls(until) => HttpError::Unanswered(TLS.to_owned()),
+                HttpError::Unanswered(_) if member.speaks_tls(until.answered) => HttpError::Unanswered(TLS.to_owned()),
                 error => error,
             })
         };
@@ -160,18 +160,21 @@ impl Etcd {
         order
     }
 
-    /// Asks the present member, and the next ones as long as nothing was sent.
+    /// Asks the present member, and the next ones as long as nothing was sent. So they leave each
+    /// other time to be reached, and not to answer: three members that are slow, all of them, would
+    /// be in time half as often as one.
     fn each(
         &mut self,
         deadline: Instant,
-        mut ask: impl FnMut(&mut Http, Option<&str>, Instant) -> Result<Answer, HttpError>,
+        mut ask: impl FnMut(&mut Http, Option<&str>, Until) -> Result<Answer, HttpError>,
     ) -> Result<Answer, Unread> {
         let mut said = Vec::new();
         let order = self.order();
         for (others, at) in (0..order.len()).rev().zip(order) {
             self.present = at;
             let member = &mut self.members[at];
-            let error = match ask(member, self.token.as_deref(), share(deadline, others)) {
+            let until = Until { reached: share(deadline, others), answered: deadline };
+            let error = match ask(member, self.token.as_deref(), until) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };

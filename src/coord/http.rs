@@ -29,6 +29,20 @@ pub struct Answer {
     pub body: String,
 }
 
+/// For how long a server is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Until {
+    /// It has to be reached by then.
+    pub reached: Instant,
+    pub answered: Instant,
+}
+
+impl From<Instant> for Until {
+    fn from(deadline: Instant) -> Until {
+        Until { reached: deadline, answered: deadline }
+    }
+}
+
 /// Why there is no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum HttpError {
@@ -69,11 +83,12 @@ impl Http {
         path: &str,
         body: Option<&str>,
         token: Option<&str>,
-        deadline: Instant,
+        until: impl Into<Until>,
     ) -> Result<Answer, HttpError> {
+        let Until { reached, answered: deadline } = until.into();
         let stream = match self.kept.take().filter(is_quiet) {
             Some(stream) => stream,
-            None => self.connect(deadline).map_err(|error| HttpError::NotSent(error.to_string()))?,
+            None => self.connect(reached).map_err(|error| HttpError::NotSent(error.to_string()))?,
         };
         let mut stream = Timed::new(stream, deadline);
         let method = if body.is_some() { "POST" } else { "GET" };
@@ -323,6 +338,18 @@ mod tests {
         let mut silent = Http::new(listener.local_addr().unwrap().to_string());
         let late = silent.ask("/", None, None, Instant::now() + Duration::from_millis(50)).unwrap_err();
         assert_eq!(late, HttpError::Unanswered("not in time".to_owned()));
+    }
+
+    #[test]
+    fn a_server_that_is_reached_has_all_the_time_to_answer() {
+        let plain = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+        let (mut http, serving) = serve(vec![vec![plain, plain]]);
+        let late = Until { reached: Instant::now(), answered: soon() };
+        assert!(matches!(http.ask("/", None, None, late), Err(HttpError::NotSent(_))));
+        for until in [Until::from(soon()), late] {
+            assert_eq!(http.ask("/", None, None, until).unwrap().body, "hello");
+        }
+        serving.join().unwrap();
     }
 
     /// Its end without a word, and what is no part of an answer, are found before something else is

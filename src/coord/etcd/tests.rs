@@ -295,6 +295,27 @@ fn what_a_silent_member_was_asked_is_asked_of_no_other_and_the_next_one_is_asked
     assert_eq!(etcd.swap(&absent, &record(2), Instant::now() + Duration::from_secs(2)), Ok(Swapped::Done(1)));
 }
 
+/// Three that answered after 100 ms were too slow for a lease of which one may take 150.
+#[test]
+fn members_leave_each_other_time_to_be_reached_and_each_has_all_the_time_to_answer() {
+    let mut etcd = Etcd::new(&["a:1", "b:1", "c:1"].map(str::to_owned), "test", None);
+    let (deadline, mut given) = (soon(), Vec::new());
+    let none = etcd.each(deadline, |_, _, until| {
+        given.push(until);
+        Err(HttpError::NotSent("it is away".to_owned()))
+    });
+    assert!(none.is_err() && given.len() == 3);
+    assert!(given.iter().all(|until| until.answered == deadline), "{given:?}");
+    assert!(given[0].reached < given[1].reached && given[1].reached < given[2].reached, "{given:?}");
+    // It may have done it: nobody else would be asked in the time that is left.
+    let mut asked = 0;
+    let silent = etcd.each(deadline, |_, _, _| {
+        asked += 1;
+        Err(HttpError::Unanswered("not in time".to_owned()))
+    });
+    assert!(silent.is_err() && asked == 1);
+}
+
 /// Answers what comes on one connection, by its head and body.
 fn answering(mut answer: impl FnMut(&str) -> (u16, String) + Send + 'static) -> Etcd {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
