@@ -143,8 +143,10 @@ impl Follower {
             (Some(why), _) | (None, Some(why)) => why.clone(),
             (None, None) => self.shared.shown.no_server(known).unwrap_or_default(),
         };
+        let leaving = self.leaving.filter(|leaving| Some(leaving.generation) == generation);
         Target {
-            leaving: active.is_some() && self.leaving.map(|leaving| leaving.generation) == generation,
+            leaving: leaving.is_some(),
+            unsaid: leaving.is_some_and(|leaving| !leaving.said),
             silent: known.silent || known.role == Role::Suspended || cut,
             active,
             why,
@@ -323,7 +325,8 @@ mod tests {
         let (known, mut target, hurried) = follow(&one, LONG);
         let mut control = one.welcome("control").await;
         control.write_all(b"leaving\r\n").await.unwrap();
-        assert_eq!(shown(&mut target, |target| target.leaving).await.active, one.target().active);
+        let Target { active, unsaid, .. } = shown(&mut target, |target| target.leaving).await;
+        assert_eq!((active, unsaid), (one.target().active, false));
         // No client has a link to it.
         ends(&mut control).await;
         let looks = hurried.load(Ordering::Relaxed);
@@ -337,7 +340,7 @@ mod tests {
         assert_eq!(shown(&mut target, |target| !target.leaving).await.active, two.target().active);
         let ended = two.welcome("control").await;
         drop(ended);
-        shown(&mut target, |target| target.leaving).await;
+        assert!(shown(&mut target, |target| target.leaving).await.unsaid, "nobody hands over");
     }
 
     #[tokio::test]

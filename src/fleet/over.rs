@@ -46,12 +46,12 @@ reasons! {
         /// This proxy ends, or becomes the active one, which has its clients anew.
         Shutdown = "closed_shutdown", "this proxy ends";
         /// The active proxy hands over, and which answers this client is owed is unknown.
-        Planned = "closed_hand_over", "the active proxy hands over, and what it owes this client is not known";
+        Planned = "closed_hand_over", "the active proxy hands over: nobody knows whether the last requests were done";
         /// The active proxy is replaced or its connection broke, with that unanswered which cannot
         /// be answered by an error: quiet commands, the binary protocol, half an answer.
-        Replaced = "closed_replaced", "the active proxy was replaced, or does not answer, amid what no error can answer";
+        Replaced = "closed_replaced", "the active proxy was replaced, or does not answer: nobody knows whether the last requests were done";
         /// No proxy is active, and what it asks cannot be answered by an error either.
-        NoneActive = "closed_none_active", "no proxy is active, and what it asks no error can answer";
+        NoneActive = "closed_none_active", "no proxy is active: the last requests were not done";
         /// What it asked of the active proxy may be done later than what it asks now.
         Former = "closed_former", "an earlier connection to the active proxy did not end";
         /// It has closed its half, and its answers did not come.

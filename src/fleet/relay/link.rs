@@ -69,7 +69,8 @@ impl Ending {
 fn none(target: &Target) -> String {
     match &target.active {
         _ if !target.why.is_empty() => target.why.clone(),
-        Some((_, address)) if target.leaving => format!("that on {address} hands over, or has ended"),
+        Some((_, address)) if target.unsaid => format!("that on {address} has ended, or is cut off"),
+        Some((_, address)) if target.leaving => format!("that on {address} hands over"),
         Some((_, address)) => format!("that on {address} does not answer"),
         None => "the record names none".to_owned(),
     }
@@ -189,7 +190,10 @@ impl Relay {
     /// When a planned change goes on without a client that does not read, has sent a part of its
     /// request, or whose owed answers are unknown.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
-        let since = self.leaving.filter(|_| self.opaque || self.left > 0 || !self.to_client.is_empty())?;
+        // Where nobody hands over nobody waits for it: the proxy has ended, and so has this connection
+        // soon, or its clients are served as before once it is reached again.
+        let planned = self.leaving.filter(|_| !self.target.borrow().unsaid);
+        let since = planned.filter(|_| self.opaque || self.left > 0 || !self.to_client.is_empty())?;
         Some((self.moved + IDLE).min(since + LEAVING))
     }
 

@@ -62,6 +62,8 @@ pub(super) struct Target {
     pub(super) active: Option<(Generation, String)>,
     /// It hands over: no new requests go to it.
     pub(super) leaving: bool,
+    /// Nobody has said so: a connection to it has ended. It may be dead, or cut off, or live.
+    pub(super) unsaid: bool,
     /// It has fallen silent: answers that it owes may never come.
     pub(super) silent: bool,
     /// Why there is none, for clients.

@@ -409,6 +409,36 @@ async fn a_client_in_the_middle_of_a_request_keeps_no_planned_change_waiting() {
     hear(&mut two.welcome("data").await, "get c\r\n").await;
 }
 
+/// It was killed, and clients were told that it hands over. Or it lives, and goes on with what it
+/// has received in part.
+#[tokio::test]
+async fn of_a_proxy_that_has_not_said_so_nobody_says_that_it_hands_over() {
+    for lives in [false, true] {
+        let one = Active::new(1).await;
+        let (mut client, shows, _shared) = client(one.target(), LONG).await;
+        let begun = format!("set b 0 0 100000\r\n{}", "x".repeat(80_000));
+        client.write_all(begun.as_bytes()).await.unwrap();
+        let mut link = one.welcome("data").await;
+        hear(&mut link, &begun).await;
+        // It would be given up at once, where others wait for it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        shows.send_replace(Target { leaving: true, unsaid: true, ..one.target() });
+        tokio::task::yield_now().await;
+        if lives {
+            shows.send_replace(one.target());
+            let rest = format!("{}\r\n", "x".repeat(20_000));
+            client.write_all(rest.as_bytes()).await.unwrap();
+            hear(&mut link, &rest).await;
+            link.write_all(b"STORED\r\n").await.unwrap();
+            hear(&mut client, "STORED\r\n").await;
+        } else {
+            drop(link);
+            let closed = "SERVER_ERROR the active proxy closed the connection: nobody knows whether this was done\r\n";
+            hear(&mut client, closed).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_reads_nothing_keeps_no_planned_change_waiting() {
     let one = Active::new(1).await;
@@ -520,7 +550,8 @@ async fn clients_are_told_which_proxy_does_not_answer() {
     hear(&mut client_of_one, &refused).await;
     for (target, why) in [
         (target.clone(), format!("that on {address} does not answer")),
-        (Target { leaving: true, ..target }, format!("that on {address} hands over, or has ended")),
+        (Target { leaving: true, ..target.clone() }, format!("that on {address} hands over")),
+        (Target { leaving: true, unsaid: true, ..target }, format!("that on {address} has ended, or is cut off")),
         (Target::default(), "the record names none".to_owned()),
     ] {
         let (mut client, _shows, _shared) = client(target, Duration::from_millis(50)).await;

@@ -31,7 +31,7 @@ const UNSHOWN: Refusal = Refusal::Client("this key has a line end in it, and me 
 const RESERVED: Refusal = Refusal::Client("this key is reserved for the proxy");
 
 const OPERATORS_ONLY: Refusal = Refusal::Client(
-    "operator commands (resync, node) are not taken here (--operator-commands off); say it on --admin-socket: resilver ask --proxy PATH …",
+    "operator commands (resync, node) are not taken here (--operator-commands off); say it on --admin-socket (of several proxies, on that of the active one): resilver ask --proxy PATH …",
 );
 
 /// The worker through which all writes of a key go, of this many: whom the control plane tells to
