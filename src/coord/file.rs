@@ -6,7 +6,10 @@
 //!   that gets that lock knows that the process has ended, and need not wait for its lease: the
 //!   kernel releases the locks of a process when it ends, in whatever way. The file names the
 //!   process, so that a stopped or hanging one can be ended. Those of processes that have ended are
-//!   removed by whoever starts or becomes active, but for that of the record's holder.
+//!   removed by whoever starts or becomes active, but for that of the record's holder. If it was
+//!   removed, its process makes it again while the record is another's: nobody looks at it before
+//!   it is the holder's. The holder does not: between the making and the locking, others would
+//!   take it for that of a process that has ended, and not wait for its lease.
 //!
 //! A host that loses power may leave a file without its content: that is no record. On disk before
 //! it takes the old one's place, the new content is what is found then. (That the old one may be
@@ -16,11 +19,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::fs::{FlockOperation, OFlags, flock, fstatfs};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::file_id::FileId;
@@ -46,9 +49,14 @@ const MOST: u64 = 1 << 20;
 /// most 77 ms beside a writer of gigabytes, of 500 with the default lease.)
 const QUICK: u32 = 4;
 
+/// How the names end of what stands beside the record: the lock, and what takes its place next.
+const LOCK: &str = "lock";
+const NEXT: &str = "new";
+
 #[derive(Debug)]
 pub struct FileRegister {
     path: PathBuf,
+    me: Holder,
     /// Locked as long as this process lives.
     life: File,
     life_path: PathBuf,
@@ -67,6 +75,8 @@ pub enum Unfit {
     #[error("cannot use {}: the directory {} is not there; make it, on this host and for this user (under systemd: \
              RuntimeDirectory=), or give another path", .path.display(), .directory.display())]
     NoDirectory { path: PathBuf, directory: PathBuf },
+    #[error("cannot use {}: that is {what}; give the path of a file (one is made where none is)", .path.display())]
+    NoFile { path: PathBuf, what: &'static str },
     #[error("cannot use {}: {cause}; this user must be able to make files in its directory", .path.display())]
     System { path: PathBuf, cause: io::Error },
 }
@@ -82,16 +92,20 @@ impl FileRegister {
             }
             _ => Unfit::System { path: path.to_owned(), cause },
         };
-        let mut life = made(&life_path).map_err(unfit)?;
+        for path in [path.to_owned(), beside(path, LOCK), beside(path, NEXT)] {
+            if let Some(what) = no_file(&path) {
+                return Err(Unfit::NoFile { path, what });
+            }
+        }
+        let life = made(&life_path).map_err(unfit)?;
         let kind = fstatfs(&life).map_err(|error| unfit(error.into()))?.f_type as u64;
         if let Some(kind) = network(kind & 0xffff_ffff) {
             let _ = std::fs::remove_file(&life_path);
             return Err(Unfit::Network { path: path.to_owned(), kind });
         }
-        // No other process knows of this file yet.
-        flock(&life, FlockOperation::NonBlockingLockExclusive).map_err(|error| unfit(error.into()))?;
-        life.write_all(Process::own().map_err(unfit)?.to_string().as_bytes()).map_err(unfit)?;
-        let register = FileRegister { path: path.to_owned(), life, life_path, is_slow: false, sync: File::sync_data };
+        let life = held(life, &life_path).map_err(unfit)?;
+        let path = path.to_owned();
+        let register = FileRegister { path, me, life, life_path, is_slow: false, sync: File::sync_data };
         // Files that other processes left do no harm: a failure here is none.
         let deadline = Instant::now() + PATIENCE;
         let _ = register.lock(deadline).and_then(|_locked| register.sweep(register.seen()?.value.record()));
@@ -112,7 +126,7 @@ impl FileRegister {
             if Some(end) == kept.as_deref() {
                 continue;
             }
-            let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
+            let Ok(mut file) = opened(OpenOptions::new().read(true).write(true), &path) else { continue };
             // One that begins locks its file before it writes its name.
             if names_a_process(&mut file) && is_locked_at(&file, &path).unwrap_or(false) {
                 let _ = std::fs::remove_file(&path);
@@ -122,12 +136,12 @@ impl FileRegister {
     }
 
     fn life_of(&self, holder: Holder) -> Option<File> {
-        OpenOptions::new().read(true).write(true).open(beside(&self.path, &holder.to_string())).ok()
+        opened(OpenOptions::new().read(true).write(true), &beside(&self.path, &holder.to_string())).ok()
     }
 
     fn seen(&self) -> io::Result<Seen> {
         let mut text = String::new();
-        match File::open(&self.path) {
+        match opened(OpenOptions::new().read(true), &self.path) {
             Ok(file) => file.take(MOST).read_to_string(&mut text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Seen { revision: 0, value: Value::Absent });
@@ -147,7 +161,7 @@ impl FileRegister {
 
     /// The lock under which processes read and replace the file, one after the other.
     fn lock(&self, deadline: Instant) -> io::Result<File> {
-        let path = beside(&self.path, "lock");
+        let path = beside(&self.path, LOCK);
         loop {
             let file = made(&path)?;
             if is_locked_at(&file, &path)? {
@@ -166,19 +180,54 @@ impl FileRegister {
             return Ok(Swapped::Refused);
         }
         let revision = seen.revision + 1;
-        let next = beside(&self.path, "new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&next)?;
-        writeln!(file, "{revision} {new}")?;
+        let file = self.write_next(revision, new)?;
         if !self.is_slow || !seen.value.record().is_some_and(|before| is_heartbeat(before, new)) {
             let begun = Instant::now();
             (self.sync)(&file)?;
             self.is_slow = begun.elapsed() >= deadline.saturating_duration_since(begun) / QUICK;
         }
-        std::fs::rename(&next, &self.path)?;
+        std::fs::rename(beside(&self.path, NEXT), &self.path)?;
         if seen.value.record().is_none_or(|before| before.holder != new.holder) {
             let _ = self.sweep(Some(new));
         }
         Ok(Swapped::Done(revision))
+    }
+
+    /// Writes what is to take the record's place. To be called with the lock held.
+    fn write_next(&self, revision: u64, record: &Record) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let mut file = opened(options.write(true).create(true).truncate(true).mode(MODE), &beside(&self.path, NEXT))?;
+        writeln!(file, "{revision} {record}")?;
+        Ok(file)
+    }
+
+    /// Writes the record that stands there as a swap would, and puts it in no place.
+    fn rehearse(&self, deadline: Instant) -> io::Result<()> {
+        let _locked = self.lock(deadline)?;
+        let seen = self.seen()?;
+        let Some(record) = seen.value.record() else { return Ok(()) };
+        (self.sync)(&self.write_next(seen.revision, record)?)?;
+        std::fs::remove_file(beside(&self.path, NEXT))
+    }
+
+    /// Sees to it that its file is there, by which others see whether this process lives.
+    fn stand(&mut self, holder: Option<Holder>) -> Result<(), Unread> {
+        if is_at(&self.life, &self.life_path) {
+            return Ok(());
+        }
+        let path = self.life_path.display();
+        if holder == Some(self.me) {
+            // (See the head of this file.)
+            return Err(Unread(format!("{path} was removed: it shows that this process lives")));
+        }
+        let again = made(&self.life_path).and_then(|file| held(file, &self.life_path));
+        self.life = again.map_err(|error| {
+            Unread(format!(
+                "{path}, which shows that this process lives, was removed, and cannot be made again: {error}"
+            ))
+        })?;
+        tracing::warn!("{path}, which shows that this process lives, was removed, and is made again");
+        Ok(())
     }
 
     fn unread(&self, error: &io::Error) -> Unread {
@@ -192,11 +241,16 @@ impl Register for FileRegister {
     }
 
     fn swap(&mut self, seen: &Seen, new: &Record, deadline: Instant) -> Result<Swapped, Unread> {
-        if !is_at(&self.life, &self.life_path) {
-            // Other proxies look for this file to see whether this process lives.
-            return Err(Unread(format!("{} was removed: it shows that this process lives", self.life_path.display())));
-        }
+        self.stand(seen.value.record().map(|record| record.holder))?;
         self.replace(seen, new, deadline).map_err(|error| self.unread(&error))
+    }
+
+    fn is_fit(&mut self, holder: Holder) -> Result<(), Unread> {
+        self.stand(Some(holder))
+    }
+
+    fn can_swap(&mut self, deadline: Instant) -> Result<(), Unread> {
+        self.rehearse(deadline).map_err(|error| self.unread(&error))
     }
 
     fn is_dead(&mut self, holder: Holder) -> bool {
@@ -278,8 +332,41 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
+/// A pipe, say, is refused: its opening, or reading, would wait for another process.
+fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("that is no file")) }
+}
+
 fn made(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE).open(path)
+    opened(OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(MODE), path)
+}
+
+/// The file of this process, locked, and with its name in it.
+fn held(mut file: File, path: &Path) -> io::Result<File> {
+    if !is_locked_at(&file, path)? {
+        return Err(io::Error::other("another process holds its lock"));
+    }
+    let own = Process::own().and_then(|own| {
+        file.set_len(0)?;
+        file.write_all(own.to_string().as_bytes())
+    });
+    if own.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    own.map(|()| file)
+}
+
+/// What stands there, if that is something else than a file.
+fn no_file(path: &Path) -> Option<&'static str> {
+    let kind = path.metadata().ok()?.file_type();
+    match kind {
+        _ if kind.is_file() => None,
+        _ if kind.is_dir() => Some("a directory"),
+        _ if kind.is_fifo() => Some("a pipe"),
+        _ if kind.is_socket() => Some("a socket"),
+        _ => Some("a device"),
+    }
 }
 
 /// Whether nothing else changes.
@@ -333,221 +420,4 @@ fn network(kind: u64) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
-    }
-
-    fn record(holder: Holder, heartbeat: u64) -> Record {
-        Record { heartbeat, ..Record::of(holder) }
-    }
-
-    #[test]
-    fn a_swap_is_made_only_where_what_was_seen_still_stands() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
-        let mut other = FileRegister::open(&path, Holder(2)).unwrap();
-        let absent = one.read(soon()).unwrap();
-        assert_eq!(absent, Seen { revision: 0, value: Value::Absent });
-        assert_eq!(one.swap(&absent, &record(Holder(1), 1), soon()), Ok(Swapped::Done(1)));
-        assert_eq!(other.swap(&absent, &record(Holder(2), 1), soon()), Ok(Swapped::Refused));
-        let seen = other.read(soon()).unwrap();
-        assert_eq!(seen, Seen { revision: 1, value: Value::Record(record(Holder(1), 1)) });
-        assert_eq!(other.swap(&seen, &record(Holder(2), 2), soon()), Ok(Swapped::Done(2)));
-        assert_eq!(one.swap(&seen, &record(Holder(1), 2), soon()), Ok(Swapped::Refused));
-        std::fs::write(&path, "something else").unwrap();
-        assert_eq!(one.read(soon()).unwrap().value, Value::Unreadable);
-    }
-
-    /// Signals to these numbers would go to others, or to the first process.
-    #[test]
-    fn no_other_number_is_taken_for_a_process_and_no_other_file_for_a_holders() {
-        for pid in ["-1", "0", "1", "x", ""] {
-            assert_eq!(Process::parse(&format!("{pid} 2 3 4")), None, "{pid}");
-        }
-        assert!(Process::parse("2 2 3 4").is_some() && Process::parse("2 2 3").is_none());
-        assert_eq!(holder_of(b"fleet", b"fleet.00000000000000ff"), Some("00000000000000ff"));
-        for name in ["fleet.ff", "fleet.00000000000000fg", "fleet.lock", "fleet", "other.00000000000000ff"] {
-            assert_eq!(holder_of(b"fleet", name.as_bytes()), None, "{name}");
-        }
-        assert!(network(0x6969).is_some() && network(0x0102_1994).is_none(), "tmpfs is of this host");
-    }
-
-    #[test]
-    fn a_file_without_its_content_is_no_record() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        let mut register = FileRegister::open(&path, Holder(1)).unwrap();
-        for left in ["", "\0\0\0\0"] {
-            std::fs::write(&path, left).unwrap();
-            let absent = register.read(soon()).unwrap();
-            assert_eq!(absent, Seen { revision: 0, value: Value::Absent });
-            assert_eq!(register.swap(&absent, &record(Holder(1), 1), soon()), Ok(Swapped::Done(1)));
-        }
-    }
-
-    #[test]
-    fn a_record_is_on_disk_before_it_takes_the_old_ones_place_and_a_slow_disk_delays_no_heartbeat() {
-        thread_local! { static SYNCED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) } }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        let mut register = FileRegister::open(&path, Holder(1)).unwrap();
-        register.sync = |_| {
-            SYNCED.set(SYNCED.get() + 1);
-            Ok(())
-        };
-        let swap = |register: &mut FileRegister, new: Record| {
-            let seen = register.read(soon()).unwrap();
-            assert!(matches!(register.swap(&seen, &new, soon()), Ok(Swapped::Done(_))));
-            SYNCED.get()
-        };
-        assert_eq!(swap(&mut register, record(Holder(1), 1)), 1);
-        assert_eq!(swap(&mut register, record(Holder(1), 2)), 2);
-        register.is_slow = true;
-        assert_eq!(swap(&mut register, record(Holder(1), 3)), 2);
-        let changed = Record { tenure: crate::coord::Tenure::Free, ..record(Holder(1), 4) };
-        assert_eq!(swap(&mut register, changed), 3);
-        assert!(!register.is_slow, "it was quick this time");
-        let seen = register.read(soon()).unwrap();
-        assert!(register.swap(&seen, &record(Holder(1), 5), Instant::now()).is_ok());
-        assert!(register.is_slow, "it took more than its time");
-        register.sync = |file| {
-            let length = file.metadata()?.len();
-            Err(io::Error::other(format!("{length} bytes cannot be written")))
-        };
-        let seen = register.read(soon()).unwrap();
-        let changed = Record { tenure: crate::coord::Tenure::Free, ..record(Holder(1), 6) };
-        assert!(register.swap(&seen, &changed, soon()).is_err());
-        assert_eq!(register.read(soon()).unwrap(), seen, "what is not on disk takes no place");
-    }
-
-    #[test]
-    fn what_ended_processes_left_is_removed_but_for_the_proof_that_the_holder_has_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        let kept = |holder: u64| beside(&path, &Holder(holder).to_string());
-        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
-        let absent = one.read(soon()).unwrap();
-        assert_eq!(one.swap(&absent, &record(Holder(1), 1), soon()), Ok(Swapped::Done(1)));
-        // Killed: one and a standby. Another standby lives, and a file is none of theirs.
-        let text = std::fs::read(&one.life_path).unwrap();
-        drop(one);
-        let living = FileRegister::open(&path, Holder(3)).unwrap();
-        for holder in [1, 2] {
-            std::fs::write(kept(holder), &text).unwrap();
-        }
-        std::fs::write(kept(4), "somebody else's").unwrap();
-        std::fs::write(beside(&path, "more"), &text).unwrap();
-        let mut other = FileRegister::open(&path, Holder(5)).unwrap();
-        let there = || (1..6).filter(|&holder| kept(holder).exists()).collect::<Vec<_>>();
-        assert_eq!(there(), [1, 3, 4, 5]);
-        assert!(other.is_dead(Holder(1)));
-        let seen = other.read(soon()).unwrap();
-        assert_eq!(other.swap(&seen, &record(Holder(5), 1), soon()), Ok(Swapped::Done(2)));
-        assert_eq!(there(), [3, 4, 5]);
-        assert!(beside(&path, "more").exists() && is_at(&living.life, &living.life_path));
-    }
-
-    /// The file of a process, or of the record's lock, is removed and made again by others between
-    /// its opening and its locking here: that lock says nothing of the one that is there.
-    #[test]
-    fn a_lock_counts_on_the_file_that_is_there_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let opened = made(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert!(!is_locked_at(&opened, &path).unwrap(), "it was removed");
-        let next = made(&path).unwrap();
-        assert!(!is_locked_at(&opened, &path).unwrap(), "another one was made");
-        assert!(is_locked_at(&next, &path).unwrap());
-        assert!(!is_locked_at(&made(&path).unwrap(), &path).unwrap(), "another one has it");
-        drop(next);
-        assert!(is_locked_at(&made(&path).unwrap(), &path).unwrap());
-    }
-
-    #[test]
-    fn many_swaps_at_once_are_made_one_after_the_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        std::thread::scope(|scope| {
-            for holder in 1..5 {
-                let path = &path;
-                scope.spawn(move || {
-                    let mut register = FileRegister::open(path, Holder(holder)).unwrap();
-                    for heartbeat in 0..50 {
-                        while let Ok(seen) = register.read(soon()) {
-                            let made = register.swap(&seen, &record(Holder(holder), heartbeat), soon()).unwrap();
-                            if made == Swapped::Done(seen.revision + 1) {
-                                break;
-                            }
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!(FileRegister::open(&path, Holder(9)).unwrap().read(soon()).unwrap().revision, 200);
-    }
-
-    #[test]
-    fn a_process_is_dead_when_its_lock_is_free_and_not_where_nobody_knows() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
-        let other = FileRegister::open(&path, Holder(2)).unwrap();
-        assert!(!one.is_dead(Holder(2)), "it lives");
-        assert!(!one.is_dead(Holder(3)), "nobody knows it");
-        // As a process that is killed: its file stays.
-        let kept = std::fs::read(&other.life_path).unwrap();
-        drop(other);
-        assert!(!one.is_dead(Holder(2)), "it has ended in good order, and its record is free");
-        std::fs::write(beside(&path, &Holder(2).to_string()), kept).unwrap();
-        assert!(one.is_dead(Holder(2)));
-    }
-
-    #[test]
-    fn a_holder_whose_lock_was_removed_raises_no_heartbeat() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut register = FileRegister::open(&dir.path().join("record"), Holder(1)).unwrap();
-        std::fs::remove_file(&register.life_path).unwrap();
-        let seen = register.read(soon()).unwrap();
-        assert!(register.swap(&seen, &record(Holder(1), 1), soon()).is_err());
-    }
-
-    #[test]
-    fn a_stopped_process_is_ended_and_no_other_one_with_its_number() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("record");
-        let mut one = FileRegister::open(&path, Holder(1)).unwrap();
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = Process::of(child.id() as i32).unwrap();
-        let life = beside(&path, &Holder(2).to_string());
-        for other in [
-            Process { started: "1".to_owned(), ..process.clone() },
-            Process { boot: "another".to_owned(), ..process.clone() },
-            Process { numbers: "pid:[1]".to_owned(), ..process.clone() },
-        ] {
-            std::fs::write(&life, other.to_string()).unwrap();
-            assert!(one.end(Holder(2)).unwrap().contains("cannot"), "{other}");
-        }
-        assert_eq!(child.try_wait().unwrap(), None);
-        std::fs::write(&life, process.to_string()).unwrap();
-        assert!(!one.end(Holder(2)).unwrap().contains("cannot"));
-        child.wait().unwrap();
-    }
-
-    #[test]
-    fn network_file_systems_are_refused_by_name() {
-        assert_eq!((network(0x6969), network(0xff53_4d42)), (Some("nfs"), Some("smb")));
-        // ext4, tmpfs, xfs, btrfs, overlayfs.
-        for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x9123_683e, 0x794c_7630] {
-            assert_eq!(network(local), None);
-        }
-        let missing = FileRegister::open(Path::new("/nowhere/at/all"), Holder(1)).unwrap_err().to_string();
-        assert!(missing.contains("the directory /nowhere/at is not there; make it"), "{missing}");
-    }
-}
+mod tests;

@@ -64,6 +64,17 @@ pub trait Register: Send {
     /// the outcome is [unknown](Swapped::Unknown).
     fn swap(&mut self, seen: &Seen, new: &Record, deadline: Instant) -> Result<Swapped, Unread>;
 
+    /// Whether this process could take the record from that holder: what others see of it beside
+    /// the record is there, or was made again.
+    fn is_fit(&mut self, _: Holder) -> Result<(), Unread> {
+        Ok(())
+    }
+
+    /// Whether a swap could be made now, as far as that can be tried.
+    fn can_swap(&mut self, _: Instant) -> Result<(), Unread> {
+        Ok(())
+    }
+
     /// Whether this holder's process is known to be no more.
     fn is_dead(&mut self, _: Holder) -> bool {
         false

@@ -21,7 +21,8 @@ use crate::ids::Generation;
 use crate::lease::{self, Boot};
 use crate::rules::{Rule, holds};
 
-use super::asked::{Answer, Ask, Asked};
+use super::asked::{Answer, Ask, Asked, Found};
+use super::trouble::{Of, Troubles};
 
 #[cfg(test)]
 #[path = "keeper_tests.rs"]
@@ -32,9 +33,6 @@ mod tests;
 const HURRY: Duration = Duration::from_millis(10);
 /// The same where it is no candidate: of those there may be a hundred.
 const HURRY_OF_OTHERS: Duration = Duration::from_millis(50);
-
-/// Said no more often than that while it lasts.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Called with what the record is known to carry; set once this proxy is active.
 type Commits = Arc<OnceLock<Box<dyn Fn(&Burden) + Send + Sync>>>;
@@ -74,6 +72,8 @@ pub(super) struct Known {
     pub(super) awaits: bool,
     /// Why the register could not be asked when that was tried last.
     pub(super) trouble: Option<String>,
+    /// This proxy could not become active.
+    pub(super) unfit: bool,
     /// The active proxy's heartbeat has stood still for longer than a lease.
     pub(super) silent: bool,
 }
@@ -251,6 +251,11 @@ impl Sight {
     fn is_silent_steadily(&self) -> bool {
         self.steady.elapsed() > self.lease
     }
+
+    /// Nobody has seen this heartbeat before.
+    fn is_new(&self) -> bool {
+        self.since == self.polled
+    }
 }
 
 pub(super) struct Work {
@@ -274,10 +279,10 @@ pub(super) struct Work {
     sight: Option<Sight>,
     /// The record whose place this proxy's claim takes.
     before: Option<Record>,
-    told_trouble: Option<(String, Instant)>,
-    /// The last swap has failed: an etcd that is full answers reads all the same.
-    refused: bool,
+    troubles: Troubles,
     tried_to_end: Option<Holder>,
+    /// The silent holder was not ended, for this proxy could not have written that it is active.
+    spared: bool,
     /// It has stopped for good.
     stopped: bool,
 }
@@ -305,9 +310,9 @@ impl Work {
             seen: None,
             sight: None,
             before: None,
-            told_trouble: None,
-            refused: false,
+            troubles: Troubles::default(),
             tried_to_end: None,
+            spared: false,
             stopped: false,
         }
     }
@@ -361,7 +366,16 @@ impl Work {
                     return ask;
                 }
             }
-            Answer::Holder { dead, ended } => {
+            Answer::Holder(Found { dead, ended, unfit, spared }) => {
+                self.tell_trouble(Of::Standing, unfit.as_ref());
+                if spared.is_some() {
+                    self.tell_trouble(Of::Swap, spared.as_ref());
+                }
+                if unfit.is_none() && (spared.is_some() || self.spared) {
+                    // It could write no heartbeat either: it has a lease's time, now that it can.
+                    self.sight.iter_mut().for_each(|sight| sight.steady = Instant::now());
+                    self.spared = spared.is_some();
+                }
                 let holder = self.sight.as_ref().map(|sight| sight.holder);
                 if let Some(what) = ended {
                     self.tried_to_end = holder;
@@ -371,8 +385,10 @@ impl Work {
                 self.events.extend(holder.filter(|_| dead).map(Event::IsDead));
             }
             Answer::Swapped(swapped) => {
-                self.refused = swapped.is_err();
-                self.tell_trouble(swapped.as_ref().err());
+                if swapped.is_ok() {
+                    self.tell_trouble(Of::Standing, None);
+                }
+                self.tell_trouble(Of::Swap, swapped.as_ref().err());
                 self.events.push_back(Event::Swapped(swapped.unwrap_or(Swapped::Unknown)));
             }
             Answer::Surveyed(survey) => self.events.push_back(Event::Surveyed(survey)),
@@ -450,13 +466,7 @@ impl Work {
                 self.tools.place
             ))
         });
-        let trouble = read.as_ref().err().or(unreadable.as_ref());
-        // Whose swaps fail while reads are answered would alternate between two log lines. (A
-        // standby swaps nothing while another proxy lives.)
-        let is_standby = self.shows.borrow().role == Role::Standby;
-        if trouble.is_some() || !self.refused || is_standby && read.as_ref().is_ok_and(|seen| self.is_alive(seen)) {
-            self.tell_trouble(trouble);
-        }
+        self.tell_trouble(Of::Read, read.as_ref().err().or(unreadable.as_ref()));
         let seen = read.ok();
         let ask = match &seen {
             Some(seen) => self.saw(seen),
@@ -473,18 +483,12 @@ impl Work {
         ask
     }
 
-    /// Whether a proxy serves by this record, as far as is known.
-    fn is_alive(&self, seen: &Seen) -> bool {
-        let serves = seen.value.record().is_some_and(|record| record.tenure == Tenure::Serving);
-        serves && !self.sight.as_ref().is_some_and(Sight::is_silent)
-    }
-
     fn begin(&mut self, generation: Generation, predecessor: Burden) {
         let address = self.me.address.clone();
         self.tools.former.store(predecessor.awaits, Ordering::SeqCst);
         self.shows.send_modify(|known| {
             (known.role, known.generation, known.active) = (Role::Active, generation, Some(address));
-            (known.other_list, known.silent) = (false, false);
+            (known.other_list, known.silent, known.unfit) = (false, false, false);
         });
         let before = self.before.take();
         tracing::info!(%generation, "this proxy is active from now on");
@@ -519,23 +523,30 @@ impl Work {
             return None;
         };
         let sight = Sight::of(record, self.sight.take(), self.tools.lease);
-        let (silent, steadily) = (sight.is_silent(), sight.is_silent_steadily());
+        let (silent, steadily, new) = (sight.is_silent(), sight.is_silent_steadily(), sight.is_new());
         self.sight = Some(sight);
         if self.shows.borrow().role != Role::Standby {
             return None;
         }
+        if new && record.tenure == Tenure::Serving {
+            // Another one could write there, and this one has nothing to.
+            self.troubles.forget(Of::Swap);
+            self.show_trouble();
+        }
+        self.spared &= !new;
         self.show(record, silent);
         // A process is ended only where this proxy could take its place.
         if record.tenure != Tenure::Serving || !self.me.candidate || record.fingerprint != self.me.fingerprint {
             return None;
         }
         let silent = steadily && self.tried_to_end != Some(record.holder);
-        Some(Ask::Holder { holder: record.holder, silent })
+        Some(Ask::Holder { holder: record.holder, silent, spared: self.spared })
     }
 
     /// Publishes and logs what a standby has read.
     fn show(&self, record: &Record, silent: bool) {
         let serving = record.tenure == Tenure::Serving;
+        let Known { trouble, unfit, .. } = self.shows.borrow().clone();
         let next = Known {
             role: Role::Standby,
             generation: record.generation,
@@ -543,7 +554,8 @@ impl Work {
             lease: Duration::from_micros(record.lease),
             other_list: serving && record.fingerprint != self.me.fingerprint,
             awaits: serving && record.awaits,
-            trouble: None,
+            trouble,
+            unfit,
             silent: serving && silent,
         };
         self.shows.send_if_modified(|known| {
@@ -573,23 +585,16 @@ impl Work {
         });
     }
 
-    fn tell_trouble(&mut self, trouble: Option<&Unread>) {
-        let text = trouble.map(|Unread(why)| why.clone());
-        match (&text, &self.told_trouble) {
-            (Some(why), Some((told, at))) if why == told && at.elapsed() < TOLD_EVERY => {}
-            (Some(why), _) => {
-                tracing::warn!("{why}");
-                self.told_trouble = Some((why.clone(), Instant::now()));
-            }
-            (None, Some(_)) => {
-                tracing::info!("where the proxies agree answers again");
-                self.told_trouble = None;
-            }
-            (None, None) => {}
-        }
+    fn tell_trouble(&mut self, of: Of, trouble: Option<&Unread>) {
+        self.troubles.note(of, trouble);
+        self.show_trouble();
+    }
+
+    fn show_trouble(&self) {
+        let (trouble, unfit) = (self.troubles.present(), self.troubles.is_of(Of::Standing));
         self.shows.send_if_modified(|known| {
-            let changed = known.trouble != text;
-            known.trouble = text;
+            let changed = (&known.trouble, known.unfit) != (&trouble, unfit);
+            (known.trouble, known.unfit) = (trouble, unfit);
             changed
         });
     }

@@ -7,7 +7,8 @@
 //! ends.
 //!
 //! - `register`: where the proxies agree, opened.
-//! - `keeper`: the lease, by a thread of its own; `asked`: whom it asks.
+//! - `keeper`: the lease, by a thread of its own.
+//! - `asked`: whom the keeper asks; `trouble`: why it was asked in vain.
 //! - `agreement`: losses, agreed on through the record.
 //! - `survey`: what servers' marks say of earlier turns; `leave`: deleting these marks.
 //! - `peers`: how proxies talk to each other; `follow`: where the active one is.
@@ -37,10 +38,11 @@ mod stream;
 mod survey;
 #[cfg(test)]
 mod testing;
+mod trouble;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -193,9 +195,9 @@ impl Fleet {
     /// active: a failure after that would leave the record its own, and no proxy acting.
     fn take_clients(&self, listeners: &Listeners, reload: &Arc<Reload>) -> std::io::Result<Doors> {
         let (known, shown) = (self.keeper.known.clone(), self.shared.shown.clone());
-        let standby = move || admin::Standby {
-            ready: shown.reached.load(Ordering::Relaxed),
-            active: known.borrow().active.clone(),
+        let standby = move || {
+            let known = known.borrow();
+            admin::Standby { ready: shown.is_ready_standby(&known), active: known.active.clone() }
         };
         let _inside = self.runtime.enter();
         let doors = Doors::of(listeners)?;

@@ -35,11 +35,16 @@ pub(super) struct Shown {
 }
 
 impl Shown {
+    /// As a standby it serves clients, and could become active.
+    pub(super) fn is_ready_standby(&self, known: &Known) -> bool {
+        self.reached.load(Ordering::Relaxed) && !known.unfit
+    }
+
     /// The answer to `stats proxy`.
     pub(super) fn lines(&self, known: &Known, own: &str) -> Bytes {
-        let reached = self.reached.load(Ordering::Relaxed);
         let is_starting = known.role == Role::Active && !self.serves.load(Ordering::Relaxed);
-        let ready = known.role == Role::Active && !is_starting || known.role == Role::Standby && reached;
+        let ready =
+            known.role == Role::Active && !is_starting || known.role == Role::Standby && self.is_ready_standby(known);
         let lease_ms = match known.role {
             Role::Active => lease::left().as_millis(),
             Role::Standby | Role::Suspended => 0,
@@ -128,6 +133,19 @@ impl Shown {
 mod tests {
     use super::*;
     use crate::fleet::standbys::Peer;
+
+    /// A rolling upgrade waits for it before the next proxy is stopped.
+    #[test]
+    fn a_standby_that_could_not_become_active_is_not_ready() {
+        let shown = Shown::default();
+        shown.reached.store(true, Ordering::Relaxed);
+        for (unfit, ready) in [(false, "proxy:ready 1"), (true, "proxy:ready 0")] {
+            let known = Known { unfit, ..Known::default() };
+            let lines = String::from_utf8(shown.lines(&known, "10.0.0.5:1").to_vec()).unwrap();
+            assert!(lines.contains(ready), "{lines}");
+            assert_eq!(shown.is_ready_standby(&known), !unfit);
+        }
+    }
 
     #[test]
     fn nothing_that_others_say_of_themselves_begins_a_line() {

@@ -19,7 +19,7 @@ use crate::coord::{Event, Me, Record, Seen, Swapped, Unread};
 use crate::ids::Generation;
 
 use super::agreement::{Agreement, Shown};
-use super::asked::{Answer, Ask};
+use super::asked::{Answer, Ask, Found};
 use super::keeper::{self, Keeper, Order, Told, Tools, Work};
 use super::{survey, turn};
 
@@ -164,6 +164,6 @@ async fn answer(reaches: &impl Reaches, ask: Ask, patience: Duration) -> Answer 
         }
         Ask::Marks(own) => Answer::MarksAreOwn(survey::are_own(&said().await.0, &own)),
         // Of a process on another machine.
-        Ask::Holder { .. } => Answer::Holder { dead: false, ended: None },
+        Ask::Holder { .. } => Answer::Holder(Found::default()),
     }
 }

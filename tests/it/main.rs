@@ -25,6 +25,7 @@ mod fleet_answers;
 mod fleet_changes;
 mod fleet_cuts;
 mod fleet_faults;
+mod fleet_file;
 mod fleet_lists;
 mod fleet_releases;
 mod judge_selftest;
