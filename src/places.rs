@@ -33,8 +33,7 @@ impl<T> Places<T> {
             *place = Some(thing);
             return at;
         }
-        // The lowest was behind the end, and so are all.
-        self.free.clear();
+        // All that are behind the end are free, so that one was the next.
         self.places.push(Some(thing));
         self.places.len() - 1
     }

@@ -156,6 +156,38 @@ fn what_very_many_keys_took_is_not_kept() {
     }
 }
 
+/// Where others have met values of 1 MB, and all that may be doubted is.
+#[test]
+fn who_knows_large_values_is_asked_for_as_many_as_fit_and_whoever_is_surprised_for_few() {
+    let memory = Arc::new(Memory::new(100 << 20));
+    memory.sizes.met(1 << 20);
+    memory.doubt(0, 1000);
+    let (mut client, mut spare) = (Client::new(Occupant(0), 0), Spare::default());
+    client.reads_max = MAX_READS;
+    assert_eq!(client.read_room(&memory), 4);
+    let mut knows = Client::new(Occupant(1), 0);
+    (knows.reads_max, knows.largest) = (MAX_READS, 300 << 10);
+    assert_eq!(knows.read_room(&memory), 13, "4 MiB of them");
+    let slots = [0; 4].map(|_| {
+        let slot = client.open_slot(1, false, (CLASSIC, BEGUN), 0, &mut spare);
+        client.begin_read(slot, &memory);
+        slot
+    });
+    for (slot, bytes, proved) in [(slots[0], 10, 3), (slots[1], 10, 6), (slots[2], 20_000, 0)] {
+        let value = Outcome::Hit(Bytes::from(vec![b'x'; bytes]));
+        client.answer((slot, 0, true), value, &mut spare, &memory, meter());
+        assert_eq!(client.proved, proved, "{bytes}");
+    }
+    // While memory is short whoever reads some that are not large leaves no more than its own part.
+    let mut share = Share::default();
+    share.set(60 << 20, &memory);
+    let mut middling = Client::new(Occupant(2), 0);
+    (middling.reads_max, middling.largest) = (MAX_READS, 10 << 10);
+    memory.sizes.age(60_000_000);
+    memory.sizes.age(120_000_000);
+    assert_eq!(middling.read_room(&memory), 6);
+}
+
 /// Clients that ask all at once leave room for as many; a few go on with it, and the rest is given
 /// back.
 #[test]

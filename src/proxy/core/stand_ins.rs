@@ -23,7 +23,7 @@ impl Core {
     pub(super) fn stand_in_for(&self, at: ConnId) -> Option<Lane> {
         let conn = &self.links[at];
         let repairs = |sent: &Sent| matches!(sent.flight, Flight::Repair(..));
-        let is_new = !conn.has_answered() && conn.unproven.is_empty() && conn.unmarked.is_empty();
+        let is_new = !conn.has_answered() && conn.unmarked.is_empty();
         if !is_new || conn.flights.iter().any(repairs) {
             return None;
         }

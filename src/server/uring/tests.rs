@@ -34,6 +34,11 @@ impl Uring {
             }
         }
     }
+
+    /// As many queues as a burst leaves.
+    pub(in crate::server) fn stretch(&mut self) {
+        self.spare_queues.extend((0..SPARE).map(|_| OutQueue::default()));
+    }
 }
 
 /// An io_uring instance, and what it has told.

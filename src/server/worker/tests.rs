@@ -466,3 +466,17 @@ async fn places_of_clients_that_have_left_go_back() {
         })
         .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_gives_back_what_a_burst_has_needed_of_its_uring_and_rests_then() {
+    let Some(mut uring) = Uring::for_test() else { return };
+    uring.stretch();
+    let (dial, _dialled) = unbounded_channel();
+    let (core, setup, _command, _events) = parts(Arc::new(Dialer(dial)));
+    let (worker, _beginning) = Worker::new(core, setup, Some(uring), (1, 1));
+    for (millis, rests) in [(900, false), (200, true)] {
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        worker.work(Shell::give_back);
+        assert_eq!(worker.shell.borrow().is_quiet(), rests);
+    }
+}

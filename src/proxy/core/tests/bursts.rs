@@ -58,6 +58,28 @@ fn repairs_that_were_to_begin_again_leave_nothing() {
     assert!(!fences.is_stretched());
 }
 
+/// What has waited for repairs, and for memory.
+#[test]
+fn a_worker_gives_back_what_has_waited() {
+    let mut world = Alone::new();
+    let key = Bytes::from_static(b"k");
+    world.core.fences.put_up(&key, OpId(0), &OpTable::default());
+    (0..MANY).for_each(|_| world.core.fences.retry(&key, 0));
+    while world.core.fences.next_due(u64::MAX).is_some() {}
+    world.core.fences.remove(&key);
+    world.core.share(Arc::new(Memory::new(2 << 20)));
+    let clients: Vec<_> = (0..MANY).map(|_| world.client()).collect();
+    for &client in &clients {
+        world.say(client, b"set k 0 0 1000000\r\nx");
+    }
+    for &client in &clients {
+        world.core.handle_gone(client);
+    }
+    assert!(!world.core.starved.is_empty() && world.core.fences.is_stretched());
+    (1..=8).for_each(|tick| drop(world.tick_at(tick * 500_000)));
+    assert!(world.core.starved.is_empty() && !world.core.starved.is_stretched() && !world.core.fences.is_stretched());
+}
+
 /// Very many clients ask at once. A second after the last answer nothing of it is left, and until
 /// then there are ticks.
 #[test]

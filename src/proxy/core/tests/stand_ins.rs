@@ -7,7 +7,8 @@ use super::world::{MARKER, alone};
 use crate::ids::{Incarnation, Life, NodeId};
 use crate::keys::{Lone, Missed, MissedBudget};
 use crate::pair::Reason;
-use crate::proxy::handles::{ClientId, ConnId, Lane};
+use crate::proxy::handles::{ClientId, ConnId, Lane, OpId};
+use crate::proxy::link::{Flight, RepairStep, Unmarked};
 use crate::proxy::route::{Flow, Follower, Route};
 use crate::ring::Distribution;
 
@@ -173,6 +174,37 @@ fn a_connection_that_was_in_use_is_not_one_that_was_refused() {
     world.hears(1);
     world.says(1, FULL);
     assert_eq!((world.faults(), world.hears(0).as_str()), (vec![Reason::ConnectionLimit], ""));
+}
+
+/// What is known of it is bound to its own connection.
+#[test]
+fn nothing_stands_in_for_repairs_and_marks() {
+    let new = || {
+        let mut world = World::new(2, true);
+        world.marker(0);
+        world
+    };
+    assert_eq!(new().core.stand_in_for(at(1)), Some(Lane(0)));
+    let mut world = new();
+    world.core.links[at(1)].push(Flight::Repair(OpId(0), RepairStep::Read), 0, 0);
+    assert_eq!(world.core.stand_in_for(at(1)), None);
+    let mut world = new();
+    world.core.links[at(1)].unmarked.push_back(Unmarked { op: OpId(0), behind: 0, at_us: 0 });
+    assert_eq!(world.core.stand_in_for(at(1)), None);
+}
+
+/// Until the node has closed the one that it refused there is no other in its place.
+#[test]
+fn one_that_was_refused_is_not_used_before_it_is_closed_nor_dialled_for_nothing() {
+    let mut world = World::new(2, true);
+    world.marker(0);
+    world.says(1, FULL);
+    world.tick(2 * AGAIN_US);
+    let set = world.set(1, 'a');
+    assert_eq!((world.hears(0), world.dialled(), world.faults()), (set, 0, Vec::new()));
+    world.core.handle_conn_ended(world.now, at(1), true);
+    world.core.handle_command(world.now, Command::Allow { node: NODE, incarnation: Some(Incarnation(0xa1)), life: 1 });
+    assert_eq!(world.dialled(), 0);
 }
 
 #[test]
