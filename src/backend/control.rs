@@ -3,6 +3,7 @@
 
 mod look;
 mod marks;
+mod stored;
 
 use std::future::Future;
 use std::pin::pin;
@@ -29,6 +30,7 @@ use super::witness::Witnesses;
 use super::{Batch, Dial, Drain, Effect, NodeError, Pipe};
 pub use look::{NodeView, Probe};
 pub use marks::MarkError;
+pub use stored::Stored;
 
 /// Tells the connections of one [`NodeControl`] apart, from 1 on. A connection leads to one
 /// process: what was read on it is true of whatever is written on it, except for a flush in

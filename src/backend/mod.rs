@@ -21,7 +21,7 @@ mod witness;
 
 pub use address::{Addresses, Resolve, SystemResolver};
 pub use batch::{Batch, Effect};
-pub use control::{Flushed, MarkError, NewName, NodeControl, NodeView, Probe};
+pub use control::{Flushed, MarkError, NewName, NodeControl, NodeView, Probe, Stored};
 #[cfg(test)]
 pub(crate) use dial::at_present_address;
 pub use dial::{Dial, NodeStream, TcpDialer};

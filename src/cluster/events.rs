@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedRwLockWriteGuard, mpsc};
 use tokio::time::Instant;
 
-use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe};
+use crate::backend::{DrainEnd, Flushed, MarkError, NodeControl, NodeError, NodeView, Probe, Stored};
 use crate::ids::{AddressNumber, Epoch, Incarnation, NodeId, PairId, SessionId};
 use crate::lease;
 use crate::pair::{self, Gate};
@@ -49,6 +49,8 @@ pub(super) enum Internal {
     /// A connection that was given up with commands unanswered has ended. `life`: of the address
     /// that it was to.
     DrainDone { node: NodeId, address: AddressNumber, end: DrainEnd },
+    /// How large its items may be.
+    Stored { node: NodeId, stored: Stored },
     /// A measurement of its clock.
     Clock { node: NodeId, offset: Offset },
     /// A host name was looked up, for all nodes that bear it.
@@ -177,6 +179,7 @@ impl Cluster {
             Internal::Marked { node, view, incarnation, result } => self.marked_node(node, *view, incarnation, result),
             Internal::EvictionChecked { node, told, result } => self.eviction_checked(node, told, result),
             Internal::EvictionsRead { node, result } => self.evictions_read(node, result),
+            Internal::Stored { node, stored } => self.stored(node, stored),
             Internal::Clock { node, offset } => self.clock_measured(node, offset),
             Internal::FormerGone { node, how } => self.former_gone(node, how),
             Internal::Recorded { pair, epoch, result } => self.recorded(pair, epoch, result),

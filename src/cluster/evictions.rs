@@ -60,6 +60,8 @@ impl Cluster {
                     _ => self.lost(node, Reason::MarkerLost, Loss::MemoryGone, true),
                 }
             }
+            // The next probe looks again.
+            Err(error) if self.serves_all_the_same(node, &error) => {}
             Err(error) => self.fault(node, reason_of(&error), false),
         }
     }

@@ -350,6 +350,7 @@ impl Cluster {
         if let Err(JobError::Source(source, _)) = &outcome.result {
             let known = self.nodes[*source].incarnation;
             match probe {
+                Err(error) if self.serves_all_the_same(*source, &error) => {}
                 Err(error) => self.fault(*source, reason_of(&error), false),
                 Ok(found) if self.marked() && found.incarnation != known => {
                     self.lost(*source, Reason::MarkerLost, Loss::MemoryGone, true)
@@ -513,7 +514,9 @@ impl Cluster {
 
     /// The node that broke it is reported, and the next try is due after a while.
     fn try_again(&mut self, node: NodeId, job: &JobRun, error: &JobError) {
-        if let JobError::Target(error) = error {
+        if let JobError::Target(error) = error
+            && !self.serves_all_the_same(node, error)
+        {
             self.fault(node, reason_of(error), true);
         }
         if let JobError::Source(source, _) = error {

@@ -98,6 +98,8 @@ impl Cluster {
                     self.suspects.suspicions.forget(node);
                 }
             }
+            // It has said so at once.
+            Err(error) if self.serves_all_the_same(node, &error) => self.suspects.suspicions.answered(node, now),
             Err(error) => {
                 self.suspects.suspicions.unanswered(node, now);
                 self.fault(node, reason_of(&error), false);

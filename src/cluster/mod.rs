@@ -44,7 +44,8 @@
 //! - `precedence`, `terms`: periods, epochs and terms found on nodes, and how this proxy's become
 //!   later than all of them.
 //! - `nodes`: what is known of a node, and its loss; `returns`: its return.
-//! - `probes`: nodes without client traffic; `evictions`: markers that are gone.
+//! - `probes`: nodes without client traffic; `evictions`: markers that are gone; `refused`: nodes
+//!   that take no more connections.
 //! - `lateness`: nodes that answer late, and whether others are late too; `clocks`: their dates.
 //! - `settle`: after every event, all that follows from it.
 //! - `refills`: which refill is due; `jobs`: resyncs under way; `unread`: what a node evicted
@@ -59,7 +60,7 @@
 //!   `inquiries`: what all servers are asked for it; `one_server`: what one is told; `listings`:
 //!   all keys; `conns`: who is connected; `desk`: where the admin listener and socket ask;
 //!   `changes`: the last changes, for it.
-//! - `held`: how much each server holds.
+//! - `held`: how much each server holds; `stored`: how large its items may be.
 //! - `copies`: keys that are known to have one copy.
 //! - `clean`: keys that a node no longer owns.
 //! - `lost_items`: items of which no copy is left.
@@ -105,12 +106,14 @@ mod precedence;
 mod probes;
 mod records;
 mod refills;
+mod refused;
 mod report;
 mod resyncs;
 mod returns;
 mod settings;
 mod settle;
 mod startup;
+mod stored;
 mod summary;
 mod terms;
 mod turn;

@@ -33,7 +33,7 @@ pub(super) struct NodeRun {
     pub(super) offset: Option<Offset>,
     /// It was last taken back with the memory that it had.
     pub(super) kept_memory: bool,
-    /// Ends the measuring of its clock.
+    /// Ends the measuring of its clock, and of its items.
     pub(super) measuring: CancellationToken,
     /// What its ring marker says of items that it should not hold.
     pub(super) leftovers: Leftovers,
@@ -72,6 +72,8 @@ pub(super) struct NodeRun {
     pub(super) life: Life,
     /// Wakes its prober early.
     pub(super) hint: Arc<Notify>,
+    /// It is in use, and takes no more connections.
+    pub(super) refuses: bool,
     /// It was lost and is not taken back: its prober hurries, also while it answers. Written here,
     /// read by the prober.
     pub(super) away: Arc<AtomicBool>,
@@ -116,6 +118,7 @@ impl NodeRun {
             memory_gone: false,
             life: Life::default(),
             hint: Arc::new(Notify::new()),
+            refuses: false,
             away: Arc::new(AtomicBool::new(false)),
             refills: Refills::default(),
             held: Default::default(),

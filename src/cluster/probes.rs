@@ -120,6 +120,9 @@ impl Cluster {
         let run = &mut self.nodes[node];
         run.silent_since = None;
         run.refused_since = None;
+        if std::mem::take(&mut run.refuses) {
+            tracing::info!(node = %self.topology.addr(node), "a node that took no more connections is probed again");
+        }
         self.tell_relief(node);
         self.judge_later_mark(found.fleet.as_ref());
         let run = &mut self.nodes[node];
@@ -166,6 +169,9 @@ impl Cluster {
     }
 
     fn probe_failed(&mut self, node: NodeId, error: NodeError) {
+        if self.serves_all_the_same(node, &error) {
+            return;
+        }
         let (patience, grace) = (self.settings.leader_timeout, self.settings.leader_grace);
         let run = &mut self.nodes[node];
         run.health.bad_probe();

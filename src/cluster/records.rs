@@ -153,6 +153,11 @@ impl Cluster {
                     }
                     return;
                 }
+                // The pair's requests wait meanwhile: not for ever.
+                let waits = self.pairs[id].since.elapsed() < self.settings.leader_timeout;
+                if waits && self.serves_all_the_same(node, &error) {
+                    return self.record_again(id, epoch);
+                }
                 tracing::warn!(node = %self.topology.addr(node), %error, "cannot record a pair's state");
                 self.lost(node, nodes::reason_of(&error), Loss::Suspected, true);
             }

@@ -219,6 +219,7 @@ impl Cluster {
         self.tell_of_version(node);
         self.begin_life(node);
         self.measure_clock(node);
+        self.watch_stored(node);
         self.allow(node);
         self.tell_item_limit();
         for pair in self.topology.pairs_of(node) {

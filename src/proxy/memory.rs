@@ -16,6 +16,9 @@ pub(super) const FREE: usize = 64 << 10;
 /// most a quarter of all.
 const DOUBTED_BYTES: usize = 64 << 20;
 
+/// So many times that where large ones are rare, and nobody has met one of late.
+const DOUBTED_WHERE_RARE: usize = 4;
+
 /// How much clients' requests and answers may take.
 #[derive(Debug)]
 pub struct Memory {
@@ -78,8 +81,11 @@ impl Memory {
 
     /// How many more keys clients may have read at once beyond what each is trusted with.
     pub(super) fn doubt_room(&self) -> u32 {
-        let keys = DOUBTED_BYTES.min(self.limit / 4) as u32 / self.sizes.largest().max(1);
-        keys.saturating_sub(self.doubted.load(Relaxed))
+        let bytes = match self.sizes.are_rarely_large() {
+            true => (DOUBTED_WHERE_RARE * DOUBTED_BYTES).min(self.limit / 2),
+            false => DOUBTED_BYTES.min(self.limit / 4),
+        };
+        (bytes as u32 / self.sizes.largest().max(1)).saturating_sub(self.doubted.load(Relaxed))
     }
 
     /// So many of a client were taken from that room, and are now.

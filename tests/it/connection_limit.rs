@@ -11,6 +11,21 @@ use crate::support::{Cluster, Shape, Stored, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Clients of the server until it takes no more.
+fn all_that_fit(server: &str) -> Vec<TcpStream> {
+    let mut others = Vec::new();
+    let mut refused = 0;
+    while refused < 3 {
+        let mut other = TcpStream::connect(server).expect("connected");
+        other.write_all(b"version\r\n").expect("sent");
+        let mut said = [0; 4];
+        let full = other.read_exact(&mut said).is_err() || said == *b"ERRO";
+        refused += usize::from(full);
+        others.extend((!full).then_some(other));
+    }
+    others
+}
+
 /// Both servers of a pair take so few connections that some workers have none.
 #[test]
 fn clients_and_status_are_told_of_servers_that_take_no_more_connections() {
@@ -61,16 +76,7 @@ fn a_server_that_takes_no_more_connections_is_used_over_one_that_stands() {
         assert_eq!(client.set("busy", b"x"), Ok(Stored::Stored));
         cluster.proxy.server(&server, "connections") == "1"
     });
-    let mut others: Vec<TcpStream> = Vec::new();
-    let mut refused = 0;
-    while refused < 3 {
-        let mut other = TcpStream::connect(&server).expect("connected");
-        other.write_all(b"version\r\n").expect("sent");
-        let mut said = [0; 4];
-        let full = other.read_exact(&mut said).is_err() || said == *b"ERRO";
-        refused += usize::from(full);
-        others.extend((!full).then_some(other));
-    }
+    let _others = all_that_fit(&server);
     fill(&mut client, "k", 200, 50);
     assert_eq!(count_filled(&mut client, "k", 200, 50), 200);
     let log = cluster.proxy.log_so_far();
@@ -78,4 +84,26 @@ fn a_server_that_takes_no_more_connections_is_used_over_one_that_stands() {
     assert_ne!(cluster.proxy.server(&server, "connections_refused"), "0");
     assert!(log.contains("another one that stands is used in place of one that was refused"), "{log}");
     cluster.mirrored();
+}
+
+/// What the backup refuses are the refill's own connections.
+#[test]
+fn a_refill_to_a_server_that_takes_no_more_connections_loses_nobody() {
+    let shape = Shape::new(1, 1).nodes(&["-c", "40"]).proxy(&["--resync=manual", "--threads", "1", "-i", "2"]);
+    let mut cluster = Cluster::start(&shape);
+    fill(&mut cluster.client(), "k", 100, 50);
+    let backup = cluster.backups[0].addr();
+    cluster.backups[0].kill();
+    cluster.wait_lost(&backup);
+    cluster.backups[0].restart();
+    wait_until("it to be back", DEADLINE, || cluster.proxy.server(&backup, "connections") == "2");
+    let others = all_that_fit(&backup);
+    cluster.proxy.operator(&format!("resync {backup}"));
+    wait_until("a refill that ended early", DEADLINE, || cluster.proxy.log_so_far().contains("resync ended early"));
+    let log = cluster.proxy.log_so_far();
+    assert!(log.contains("it is used over those that stand"), "{log}");
+    assert_eq!(log.matches("node lost").count(), 1, "{log}");
+    drop(others);
+    cluster.mirrored();
+    cluster.assert_rings_equal();
 }

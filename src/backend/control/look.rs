@@ -17,7 +17,7 @@ use crate::protocol::expiry::Offset;
 use crate::protocol::node;
 use crate::protocol::reply::ReplyLimits;
 
-use super::{Connection, ConnectionId, NodeControl, read};
+use super::{Connection, ConnectionId, NodeControl, Stored, read};
 
 /// More pairs than any ring has (256 nodes): a marker that claims more is not believed.
 const MAX_PAIRS: usize = 128 * 128;
@@ -57,6 +57,8 @@ pub struct NodeView {
     pub evictions: u64,
     /// `-I`, bytes.
     pub item_size_max: Option<usize>,
+    /// How large its items may be.
+    pub stored: Stored,
     /// Whether items have cas ids (no `-C`).
     pub cas_enabled: bool,
     pub version: String,
@@ -162,6 +164,7 @@ impl NodeControl {
             if let Some(bytes) = view.item_size_max {
                 self.value_max.store(ReplyLimits::of_node(bytes).value_len_max, Relaxed);
             }
+            view.stored = connection.stored(deadline, self.value_max.load(Relaxed)).await?;
             let pair_keys: Vec<String> = (0..pairs).map(|p| marker::pair_key(PairId(p as u32))).collect();
             let mut keys = vec![marker::INCARNATION_KEY, marker::RING_KEY, marker::SESSION_KEY, marker::FLUSH_KEY];
             keys.push(marker::FLEET_KEY);

@@ -95,6 +95,7 @@ impl Cluster {
                 run.reason = Reason::None;
                 self.settle_address(node);
                 self.measure_clock(node);
+                self.watch_stored(node);
                 self.allow(node);
             }
         }

@@ -182,7 +182,7 @@ impl Core {
     }
 
     /// Forgets all that a connection had to do with.
-    fn reset_conn(&mut self, at: ConnId) -> (VecDeque<Sent>, VecDeque<Unproven>, VecDeque<Unmarked>) {
+    pub(super) fn reset_conn(&mut self, at: ConnId) -> (VecDeque<Sent>, VecDeque<Unproven>, VecDeque<Unmarked>) {
         let conn = &mut self.links[at];
         conn.state = LinkState::Idle;
         conn.dial = conn.dial.next();

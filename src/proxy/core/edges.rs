@@ -51,6 +51,8 @@ impl Core {
             Command::Mend { ticket, pair, key } => self.mend(ticket, pair, key),
             Command::Adopt { ticket, pair, key, item } => self.adopt(ticket, pair, &key, &item),
             Command::ReplyLimit { node, bytes } => self.links[node].replies = ReplyLimits::of_node(bytes),
+            Command::Stored { largest, rarely } => self.memory.sizes.are_stored(largest, rarely),
+            Command::MakeRoom { node } => self.make_room(node),
             Command::ItemLimit(limit) => self.limits.item_size_max = limit.min(self.settings.item_size_max),
         }
     }

@@ -90,6 +90,12 @@ pub enum Command {
     ItemLimit(usize),
     /// The node's own `-I`: no value that it sends is larger.
     ReplyLimit { node: NodeId, bytes: usize },
+    /// How large the items are that nodes hold, in bytes (0: none is large), and that hardly any
+    /// is.
+    Stored { largest: u32, rarely: bool },
+    /// The node refuses connections at its limit, one for the control plane too: one of the
+    /// worker's that rests makes room.
+    MakeRoom { node: NodeId },
     /// To the key's owner ([`crate::proxy::owner_of`]): compare the copies of a mirrored pair, and
     /// make the follower's equal to the leader's, while later writes of the key wait (a fenced
     /// repair). Answered with [`Event::Settled`]; equal copies are superfluous.

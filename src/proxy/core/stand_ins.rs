@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 
+use crate::ids::NodeId;
 use crate::proxy::handles::{ConnId, Lane, OpId};
-use crate::proxy::link::{Flight, LinkState, Sent};
+use crate::proxy::link::{Conn, Flight, LinkState, Sent};
 use crate::stats::add;
 
 use super::Core;
@@ -57,6 +58,21 @@ impl Core {
             self.send_op(id, at.node);
         }
         self.tell_undrained(at.node);
+    }
+
+    /// One that rests, and in whose place another one can be used, is closed: the node has room for
+    /// another connection of this proxy then.
+    pub(super) fn make_room(&mut self, node: NodeId) {
+        let rests = |conn: &Conn| conn.state == LinkState::Ready && conn.owes_nothing() && conn.unsent() == 0;
+        let used = |at: &ConnId| self.links[node].conns.iter().any(|conn| conn.stand_in == Some(at.lane));
+        let Some(at) = self.links.to(node).find(|at| rests(&self.links[*at]) && !used(at)) else { return };
+        let stands = |other: &ConnId| other.lane != at.lane && self.links[*other].state == LinkState::Ready;
+        let Some(other) = self.links.to(node).find(stands) else { return };
+        self.outbox.hangups.push_back(at);
+        self.reset_conn(at);
+        let conn = &mut self.links[at];
+        (conn.stand_in, conn.refused_us) = (Some(other.lane), self.now.us);
+        self.publish_gauges();
     }
 
     /// Called at every tick: whoever was refused long ago is tried again by the next command.

@@ -303,6 +303,14 @@ impl Memcached {
             let cas = if self.no_cas { "no" } else { "yes" };
             return put(out, format_args!("STAT item_size_max 1048576\r\nSTAT cas_enabled {cas}\r\nEND\r\n"));
         }
+        if part == b"items" {
+            let bytes: usize = self.items.values().map(|item| item.value.len()).sum();
+            put(
+                out,
+                format_args!("STAT items:1:number {}\r\nSTAT items:1:mem_requested {bytes}\r\n", self.items.len()),
+            );
+            return out.extend_from_slice(b"END\r\n");
+        }
         let uptime = self.now - self.started;
         put(
             out,

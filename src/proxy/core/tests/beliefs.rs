@@ -1,6 +1,7 @@
 //! What clients that have read small values are asked for at once, where others have met large ones
 //! of late.
 
+use super::super::Command;
 use super::large::Alone;
 use crate::proxy::client::MAX_READS;
 use crate::proxy::handles::ClientId;
@@ -113,6 +114,27 @@ fn what_many_are_asked_for_beyond_their_trust_is_bounded_and_theirs_again_when_i
             clients.iter().for_each(|&client| assert!(world.told(client).ends_with(b"END\r\n")));
         }
         assert_eq!(room(&world), BEGINS - TRUSTED);
+    }
+}
+
+/// Of large ones that nodes hold it is known before anybody meets one. Where they are rare, more is
+/// asked for until somebody does.
+#[test]
+fn what_nodes_hold_is_believed_before_it_is_met() {
+    for (rarely, begins) in [(false, BEGINS), (true, MAX_READS as usize)] {
+        let mut world = Alone::new();
+        let client = known_for_small_values(&mut world);
+        world.core.handle_command(world.now, Command::Stored { largest: 1_000_000, rarely });
+        assert_eq!(rounds(&mut world, client, true, 1)[0], begins);
+        let large = rounds(&mut world, client, false, 1_000_000);
+        assert!(large[0] == begins && large[1..].iter().all(|&asked| asked <= TRUSTED), "{large:?}");
+        world.core.handle_command(world.now, Command::Stored { largest: 0, rarely: true });
+        (1..=2).for_each(|minute| {
+            world.now.us = minute * 60_000_000;
+            world.core.handle_tick(world.now);
+        });
+        let other = known_for_small_values(&mut world);
+        assert_eq!(rounds(&mut world, other, true, 1)[0], MAX_READS as usize, "gone again");
     }
 }
 

@@ -203,7 +203,9 @@ fn one_that_was_refused_is_not_used_before_it_is_closed_nor_dialled_for_nothing(
     let set = world.set(1, 'a');
     assert_eq!((world.hears(0), world.dialled(), world.faults()), (set, 0, Vec::new()));
     world.core.handle_conn_ended(world.now, at(1), true);
-    world.core.handle_command(world.now, Command::Allow { node: NODE, incarnation: Some(Incarnation(0xa1)), life: 1 });
+    world
+        .core
+        .handle_command(world.now, Command::Allow { node: NODE, incarnation: Some(Incarnation(0xa1)), life: Life(1) });
     assert_eq!(world.dialled(), 0);
 }
 
@@ -224,4 +226,26 @@ fn one_that_stands_in_and_breaks_does_so_no_more() {
         .core
         .handle_command(world.now, Command::Allow { node: NODE, incarnation: Some(Incarnation(0xa1)), life: Life(2) });
     assert_eq!(world.dialled(), 2);
+}
+
+/// The control plane needs a connection, and the node takes no more.
+#[test]
+fn one_that_rests_makes_room_and_another_one_is_used_in_its_place() {
+    let mut world = World::new(3, false);
+    let set = world.set(0, 'a');
+    assert_eq!(world.hears(0), set);
+    let room = |world: &mut World| {
+        world.core.handle_command(world.now, Command::MakeRoom { node: NODE });
+        std::iter::from_fn(|| world.core.poll_hangup()).collect::<Vec<_>>()
+    };
+    assert_eq!(room(&mut world), [at(1)], "the first one owes an answer");
+    let set = world.set(1, 'b');
+    assert_eq!((world.hears(0), world.dialled(), world.faults()), (set, 0, Vec::new()));
+    // The first one stands in and is at work: the last one has to.
+    assert_eq!(room(&mut world), [at(2)]);
+    assert_eq!(room(&mut world), []);
+    world.says(0, &b"STORED\r\n".repeat(2));
+    assert_eq!(room(&mut world), [], "all go over the one that is left");
+    let set = world.set(2, 'c');
+    assert_eq!((world.hears(0), world.dialled(), world.faults()), (set, 0, Vec::new()));
 }
