@@ -78,7 +78,7 @@ mod tests {
         Unread(why.to_owned())
     }
 
-    /// A disk that is full, or three members of an etcd that fail in turn, wrote 160 lines a second.
+    /// A full disk, or three members of an etcd that fail in turn, wrote 160 lines a second.
     #[tokio::test(start_paused = true)]
     async fn the_log_gets_one_line_of_a_kind_in_ten_seconds() {
         let (log, mut troubles) = (Log::listen(), Troubles::default());

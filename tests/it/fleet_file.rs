@@ -24,7 +24,8 @@ fn a_standby_whose_file_was_removed_takes_over_all_the_same() {
     std::fs::remove_file(dir.path().join(format!("fleet.{}", files[0]))).expect("it is removed");
     let standby = &fleet.proxies[1 - active];
     wait_until("it is made again", DEADLINE, || of_standby() == files && shown(standby, "ready") == "1");
-    assert!(standby.log_so_far().contains("was removed, and is made again"), "{}", standby.log_so_far());
+    // (The log is written beside it.)
+    wait_until("it says so", DEADLINE, || standby.log_so_far().contains("was removed, and is made again"));
     let mut client = standby.client();
     fleet.proxies[active].kill();
     assert_eq!(fleet.active_but(active), 1 - active);

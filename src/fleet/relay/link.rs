@@ -190,8 +190,8 @@ impl Relay {
     /// When a planned change goes on without a client that does not read, has sent a part of its
     /// request, or whose owed answers are unknown.
     pub(super) fn given_up_at(&self) -> Option<Instant> {
-        // Where nobody hands over nobody waits for it: the proxy has ended, and so has this connection
-        // soon, or its clients are served as before once it is reached again.
+        // Where nobody hands over nobody waits for it: the proxy has ended, and so has this
+        // connection soon, or its clients are served as before once it is reached again.
         let planned = self.leaving.filter(|_| !self.target.borrow().unsaid);
         let since = planned.filter(|_| self.opaque || self.left > 0 || !self.to_client.is_empty())?;
         Some((self.moved + IDLE).min(since + LEAVING))
