@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr2};
 
+use super::number::short_number;
+
 /// Longest line that is no get of many keys, without its newline. memcached closes the connection
 /// when more than so much has come without one; it may take more that comes in one piece, which no
 /// client should count on.
@@ -102,43 +104,86 @@ fn blank_in(bytes: &[u8; 8]) -> Option<usize> {
     (zeroes != 0).then(|| zeroes.trailing_zeros() as usize / 8)
 }
 
-/// The words of `buf[pos..end]`, separated by blanks (and nothing else: a tab belongs to the word).
+/// The first byte of 8 that is a blank or below it, a control byte so.
+fn low_in(bytes: &[u8; 8]) -> Option<usize> {
+    const LOW: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = LOW << 7;
+    let bytes = u64::from_le_bytes(*bytes);
+    // As above, with what is below 33 in the place of zero.
+    let below = bytes.wrapping_sub(LOW * 33) & !bytes & HIGH;
+    (below != 0).then(|| below.trailing_zeros() as usize / 8)
+}
+
+/// How many bytes come before the first blank or control byte. `None`: none is there, or it stands
+/// among the last seven.
+#[inline(always)]
+pub(super) fn find_low(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(chunk) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        if let Some(low) = low_in(chunk) {
+            return Some(at + low);
+        }
+        at += 8;
+    }
+    None
+}
+
+/// The words of a text from a place on, separated by blanks (and nothing else: a tab belongs to the
+/// word).
 #[derive(Clone)]
 pub(super) struct Words<'a> {
-    buf: &'a [u8],
+    text: &'a [u8],
     pos: usize,
-    end: usize,
 }
 
 impl<'a> Words<'a> {
     pub(super) fn new(buf: &'a [u8], span: Range<usize>) -> Words<'a> {
-        Words { buf, pos: span.start, end: span.end }
+        Words { text: &buf[..span.end], pos: span.start }
     }
 
     /// What is left, from the next word to the end of the last one; empty at the end when there is
     /// none.
     pub(super) fn rest(&self) -> Range<usize> {
-        let left = &self.buf[self.pos..self.end];
+        let end = self.text.len();
+        let left = &self.text[self.pos..];
         match left.iter().position(|&byte| byte != b' ') {
             Some(skip) => {
                 let trailing = left.iter().rev().take_while(|&&byte| byte == b' ').count();
-                self.pos + skip..self.end - trailing
+                self.pos + skip..end - trailing
             }
-            None => self.end..self.end,
+            None => end..end,
         }
+    }
+
+    /// The next word and `N` numbers of at most nine digits behind it, where nothing else is left
+    /// and one blank stands before each: most lines are written so, and word by word they cost four
+    /// times as much.
+    #[inline(always)]
+    pub(super) fn word_and_numbers<const N: usize>(&self) -> Option<(Range<usize>, [u32; N])> {
+        let behind_blank = |at: usize| self.text.get(at..)?.strip_prefix(b" ");
+        let left = behind_blank(self.pos)?;
+        let word = self.pos + 1..self.pos + 1 + find_blank(left).filter(|&len| len > 0)?;
+        let (mut numbers, mut at) = ([0; N], word.end);
+        for number in &mut numbers {
+            let (value, len) = short_number(behind_blank(at)?)?;
+            *number = value;
+            at += 1 + len;
+        }
+        (at == self.text.len()).then_some((word, numbers))
     }
 }
 
 impl Iterator for Words<'_> {
     type Item = Range<usize>;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Range<usize>> {
         let mut start = self.pos;
-        while *self.buf[..self.end].get(start)? == b' ' {
+        while *self.text.get(start)? == b' ' {
             start += 1;
         }
-        let len = find_blank(&self.buf[start..self.end]).unwrap_or(self.end - start);
-        self.pos = start + len;
+        let left = &self.text[start..];
+        self.pos = start + find_blank(left).unwrap_or(left.len());
         Some(start..self.pos)
     }
 }

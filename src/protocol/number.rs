@@ -22,6 +22,22 @@ pub(super) fn leading_u64(text: &[u8]) -> Option<(u64, usize)> {
     (len > 0).then_some((number, len))
 }
 
+/// The number of at most nine digits that a text begins with, and how many they are: fits any type,
+/// as nearly all numbers do, so nothing is checked on the way.
+#[inline(always)]
+pub(super) fn short_number(text: &[u8]) -> Option<(u32, usize)> {
+    let (mut number, mut len) = (0u32, 0);
+    while let Some(byte) = text.get(len) {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            break;
+        }
+        number = number.wrapping_mul(10).wrapping_add(u32::from(digit));
+        len += 1;
+    }
+    (1..=9).contains(&len).then_some((number, len))
+}
+
 /// Digits with at most one minus before them, with an overflow check.
 pub fn parse_i64(text: &[u8]) -> Option<i64> {
     match text.strip_prefix(b"-") {
@@ -64,6 +80,13 @@ struct CNumber {
 
 /// What `strtoull` and `strtoll` accept, followed by the end of the word or a blank.
 fn c_number(word: &[u8]) -> Option<CNumber> {
+    match short_number(word) {
+        Some((number, len)) if len == word.len() => Some(CNumber { negative: false, magnitude: number.into() }),
+        _ => c_number_spelled(word),
+    }
+}
+
+fn c_number_spelled(word: &[u8]) -> Option<CNumber> {
     let blanks = word.iter().take_while(|&&byte| is_c_space(byte)).count();
     let (negative, digits) = match &word[blanks..] {
         [b'-', rest @ ..] => (true, rest),
@@ -108,6 +131,23 @@ mod tests {
         ] {
             assert_eq!(parse_u64(text.as_bytes()), unsigned, "{text}");
             assert_eq!(parse_i64(text.as_bytes()), signed, "{text}");
+        }
+    }
+
+    #[test]
+    fn short_numbers_are_the_same() {
+        for (text, short) in [
+            ("0", Some((0, 1))),
+            ("007 8", Some((7, 3))),
+            ("999999999\r", Some((999_999_999, 9))),
+            ("1000000000", None),
+            ("", None),
+            ("-1", None),
+            (" 1", None),
+        ] {
+            assert_eq!(short_number(text.as_bytes()), short, "{text}");
+            let long = leading_u64(text.as_bytes()).filter(|&(_, len)| len < 10);
+            assert_eq!(short.map(|(number, len)| (u64::from(number), len)), long, "{text}");
         }
     }
 

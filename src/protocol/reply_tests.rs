@@ -176,3 +176,42 @@ fn no_bytes_panic_and_splits_change_nothing() {
         check(&dice.bytes(80));
     }
 }
+
+/// The short way for the most frequent replies finds what the long one finds, or nothing.
+#[test]
+fn what_comes_most_often_is_read_as_all_else() {
+    let mut dice = Dice::new(7);
+    let mut short = 0;
+    for _ in 0..200_000 {
+        let mut buf = match dice.below(8) {
+            0 => answer::STORED.to_vec(),
+            1 => b"END\r\nVALUE".to_vec(),
+            2 => b"VALUE key-1 0 10\r\n0123456789\r\nEND\r\n".to_vec(),
+            3 => b"VALUE k\xc3\xa9y 999999999 3 7\r\n\r\n\r\r\nEND\r\n".to_vec(),
+            4 => b"VALUE a\tb 1 0\r\n\r\nVALUE b 4294967295 1 18446744073709551615\r\n1\r\n".to_vec(),
+            5 => [b"VALUE ", &[b'k'; 255][..248 + dice.below(7)], b" 0 1 1000000000\r\nx\r\nEND\r\n"].concat(),
+            6 => b"VALUE key 4294967296 1000000000\r\n".to_vec(),
+            _ => b"VALUE key 5 5\r\nvalue\r\n".to_vec(),
+        };
+        match dice.below(4) {
+            0 => {}
+            1 => dice.mutate(&mut buf),
+            2 => buf.truncate(dice.below(buf.len() + 1)),
+            _ => {
+                let at = dice.below(buf.len());
+                buf[at] = b" \r\n\0\t9-!"[dice.below(8)];
+            }
+        }
+        let limits = ReplyLimits { line_len_max: 8 << 10, value_len_max: 8 + dice.below(8) };
+        if let Some(reply) = most_often(&buf, &limits) {
+            short += 1;
+            assert_eq!(parse_any(&buf, &limits), Ok(ParsedReply::Reply(reply)), "{}", buf.escape_ascii());
+        }
+    }
+    assert!(short > 30_000, "{short}");
+    let narrow = ReplyLimits { line_len_max: 18, value_len_max: 10 };
+    let value = |limits: ReplyLimits| most_often(b"VALUE key-1 0 10\r\n0123456789\r\n", &limits);
+    assert!(value(narrow).is_some());
+    assert!(value(ReplyLimits { line_len_max: 17, ..narrow }).is_none());
+    assert!(value(ReplyLimits { value_len_max: 9, ..narrow }).is_none());
+}

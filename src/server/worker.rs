@@ -288,7 +288,13 @@ pub(super) async fn run(
 ) {
     let (worker, beginning) = Worker::new(core, setup, None, (nodes, lanes));
     tokio::task::spawn_local(worker.clone().flush_forever());
-    worker.serve(beginning, listeners, shutdown).await;
+    // What is awaited right here is looked at in each turn, which of a task costs a tenth.
+    let serving = tokio::task::spawn_local(worker.serve(beginning, listeners, shutdown));
+    if let Err(ended) = serving.await
+        && let Ok(panic) = ended.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 impl Worker {

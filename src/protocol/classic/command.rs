@@ -135,7 +135,18 @@ impl Command<'_> {
 
     /// `<verb> <key> <flags> <exptime> <length> [noreply]`, with a cas id behind the length for
     /// `cas`.
-    fn storage(&self, kind: Kind, words: Words<'_>) -> Parsed {
+    pub(super) fn storage(&self, kind: Kind, words: Words<'_>) -> Parsed {
+        if kind != Kind::Cas
+            && let Some((key, [flags, exptime, length])) = words.word_and_numbers()
+            && key.len() <= KEY_LEN_MAX
+        {
+            let request = Keyed { flags, exptime: exptime.into(), ..Keyed::new(kind, Keys::one(key)) };
+            return self.value(request, false, length as usize);
+        }
+        self.storage_spelled(kind, words)
+    }
+
+    pub(super) fn storage_spelled(&self, kind: Kind, words: Words<'_>) -> Parsed {
         let (args, noreply) = match self.one_key(words, if kind == Kind::Cas { 5 } else { 4 }) {
             Ok(args) => args,
             Err(rejected) => return rejected,

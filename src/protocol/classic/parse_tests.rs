@@ -32,6 +32,34 @@ fn a_set_has_all_its_fields() {
     assert_eq!(&buf[len..], b"get x\r\n");
 }
 
+/// The short way for lines as most clients write them says what the long one says, or nothing.
+#[test]
+fn a_store_that_is_plainly_written_is_read_as_all_else() {
+    let mut dice = Dice::new(3);
+    let mut short = 0;
+    for _ in 0..100_000 {
+        let key = dice.pick(&["k", "key-000001", "k\tey", "noreply", "", " k", "0"]);
+        let long = "k".repeat(248 + dice.below(5));
+        let key = if dice.below(8) == 0 { &long } else { key };
+        let number =
+            |dice: &mut Dice| dice.pick(&["0", "7", "00", "999999999", "1000000000", "-1", "+1", "", "1 ", "1\t"]);
+        let (flags, exptime) = (number(&mut dice), number(&mut dice));
+        let length = dice.pick(&["3", "3", "3", "4", "03", "999999999", "3 noreply", "3 ", "", "3\0"]);
+        let mut buf = format!("{} {key} {flags} {exptime} {length}\r\nabc\r\n", dice.pick(&["set", "add", "append"]));
+        if dice.below(4) == 0 {
+            buf = buf.replacen(' ', "  ", 1);
+        }
+        let buf = buf.as_bytes();
+        let Line::Whole { end, len: line_len } = first_line(buf) else { panic!("{}", buf.escape_ascii()) };
+        let command = Command { buf, line_len, limits: &LIMITS };
+        let mut words = Words::new(buf, 0..end);
+        words.next();
+        short += usize::from(words.word_and_numbers::<3>().is_some());
+        assert_eq!(command.storage(Kind::Set, words.clone()), command.storage_spelled(Kind::Set, words));
+    }
+    assert!((10_000..90_000).contains(&short), "{short}");
+}
+
 #[test]
 fn a_get_knows_how_many_keys_it_has() {
     for (line, count) in [("get a", 1), ("gets a a", 2), ("gat 0  a bb   ccc ", 3), ("  get  a b c d", 4)] {

@@ -1,6 +1,6 @@
 //! What nodes answer.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::ids::{NodeId, Term};
 use crate::pair::Reason;
@@ -37,6 +37,19 @@ enum Heed {
     Incomplete,
     /// It is no answer to what was asked.
     Doubt,
+}
+
+/// Takes a reply's bytes out of what has come. Where they are always the same line they need not be
+/// shared, which costs two atomic operations and a seventh of what a `STORED` does.
+#[inline(always)]
+fn take_reply(input: &mut BytesMut, reply: &Reply) -> Bytes {
+    match reply::fixed_line(&reply.kind) {
+        Some(line) => {
+            input.advance(reply.len);
+            Bytes::from_static(line)
+        }
+        None => input.split_to(reply.len).freeze(),
+    }
 }
 
 impl Core {
@@ -178,8 +191,8 @@ impl Core {
         conn.asked_us = sent.at_us;
         conn.arrive();
         conn.answered();
-        let unit = conn.input.split_to(reply.len).freeze();
-        bytes::Buf::advance(&mut conn.input, end);
+        let unit = take_reply(&mut conn.input, reply);
+        conn.input.advance(end);
         let fine = match sent.flight {
             Flight::Op(id) => self.op_answered(id, at, reply, unit),
             Flight::Length(id) => self.length_answered(id, reply, &unit),
@@ -225,7 +238,7 @@ impl Core {
                     // The value belongs to one of the voided keys of this line; which one does not
                     // matter.
                     conn.answered();
-                    bytes::Buf::advance(&mut conn.input, reply.len);
+                    conn.input.advance(reply.len);
                     return Heed::Taken;
                 };
                 // Values come in the order of the keys: those passed over are not there.
@@ -238,7 +251,7 @@ impl Core {
                 let got = conn.arrive();
                 if last {
                     conn.arrive();
-                    bytes::Buf::advance(&mut conn.input, END_LEN);
+                    conn.input.advance(END_LEN);
                 }
                 match got {
                     Some(Sent { flight: Flight::Get(id), .. }) if self.op_answered(id, at, reply, unit) => Heed::Taken,
@@ -246,7 +259,7 @@ impl Core {
                 }
             }
             ReplyKind::End | ReplyKind::ServerError | ReplyKind::ClientError | ReplyKind::Error => {
-                let unit = conn.input.split_to(reply.len).freeze();
+                let unit = take_reply(&mut conn.input, reply);
                 let keys = conn.flights.iter().take_while(|s| s.flight != Flight::GetEnd).count();
                 if keys > 1 && reply.kind == ReplyKind::ServerError {
                     // Out of memory between two keys memcached throws away what it had not sent of
