@@ -177,7 +177,7 @@ impl Cluster {
     }
 
     /// What is known of a pair, for [`super::summary`].
-    fn pair_facts(&self, id: PairId) -> PairFacts {
+    pub(super) fn pair_facts(&self, id: PairId) -> PairFacts {
         let run = &self.pairs[id];
         PairFacts {
             state: run.pair.state(),

@@ -75,6 +75,14 @@ const MIRRORED: &str = PAIR_WORDS[0];
 const INCOMPLETE: &str = PAIR_WORDS[1];
 
 impl PairFacts {
+    /// By its record the pair is mirrored, and yet its nodes are not known to hold the same.
+    pub(super) fn are_unequal(&self) -> bool {
+        let shown = self.shown();
+        self.state == State::Mirrored
+            && shown.state == INCOMPLETE
+            && matches!(shown.reason, Reason::CopiesMissing | Reason::ForeignSession | Reason::FormerActive)
+    }
+
     pub(super) fn shown(&self) -> Shown {
         let contradicted = if self.former {
             Some(Reason::FormerActive)

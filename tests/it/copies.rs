@@ -50,6 +50,15 @@ fn a_backup_that_refuses_items_is_told_of_and_filled_when_it_takes_them() {
         let log = cluster.proxy.log_so_far();
         log.contains("keys have one copy") && log.contains("first=\"big:")
     });
+    // No server's record tells of them, and a stop in good order does not make them equal.
+    assert!(cluster.proxy.stop().success());
+    cluster.proxy.spawn();
+    let (code, said) = wait(&cluster.proxy, "2s");
+    assert_eq!(code, Some(1), "{said}");
+    cluster.proxy.wait_status("the copies to be compared", crate::support::DEADLINE, |s| {
+        s.all["copies_missing"] == (ITEMS - held).to_string()
+    });
+    let mut client = cluster.client();
 
     // A client's own delete counts, of a key that only the primary has too; and so does room for
     // the rest.
