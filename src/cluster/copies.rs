@@ -44,6 +44,8 @@ pub(super) struct Copies {
     told_at: Option<Instant>,
     /// Insertions, and times that there were more, when it was last logged.
     told: (u64, u64),
+    /// Another proxy wrote to the nodes too: nothing else is known of those keys.
+    by_rival: bool,
     /// The leader itself lacks items that it evicted while it was filled: by its word the
     /// follower's copies would go.
     by_leader: bool,
@@ -60,6 +62,7 @@ impl Default for Copies {
             compare_pause: COMPARE.0,
             told_at: None,
             told: (0, 0),
+            by_rival: false,
             by_leader: false,
         }
     }
@@ -165,9 +168,24 @@ impl Cluster {
                 "keys have one copy, for the node refuses their items: it does not lead before it takes them (has it the memory, and the -I, of the other one?)"),
             _ if by_leader => tracing::warn!(%pair, missing,
                 "keys have one copy: the leader evicted items while it was filled. Give it memory and say resync HOST:PORT, or resync verify to go by what it holds"),
+            _ if self.are_doubted_for_rival(id) => tracing::warn!(%pair,
+                "keys may have one copy, or two that differ: another proxy has written to the nodes. They are compared"),
             _ => tracing::warn!(%pair, %node, missing, first = names,
                 "keys have one copy: the node refused or evicted their items. They are tried again"),
         }
+    }
+
+    /// Another proxy wrote to the pair's nodes.
+    pub(super) fn doubt_for_rival(&mut self, id: PairId) {
+        let run = &mut self.pairs[id];
+        run.lone.add_more();
+        run.copies.by_rival = true;
+    }
+
+    /// Whether its copies are in doubt for that alone.
+    pub(super) fn are_doubted_for_rival(&self, id: PairId) -> bool {
+        let run = &self.pairs[id];
+        run.copies.by_rival && run.lone.is_empty() && !run.copies.by_leader && !self.is_in_doubt(id)
     }
 
     /// Whether nothing is in the way of work on single keys of the pair.
@@ -243,6 +261,7 @@ impl Cluster {
             // Also where the other node leads alone meanwhile: this one may come back with all but
             // what it missed. One that is filled from the beginning forgets it.
             run.lone.add_more();
+            run.copies.by_rival = false;
             run.copies.by_leader |= leads;
             concerned += usize::from(run.pair.state() == State::Mirrored);
         }
@@ -257,6 +276,7 @@ impl Cluster {
         let run = &mut self.pairs[id];
         run.lone.resolve(more);
         run.copies.by_leader &= run.lone.has_more();
+        run.copies.by_rival &= run.lone.has_more();
     }
 
     /// The primary is lost, and with it what only it held.

@@ -212,7 +212,7 @@ impl Cluster {
             for pair in self.topology.pairs_of(node) {
                 // What that one has written, to one node alone perhaps, is on no list.
                 self.plan(pair, FillEvent::ListVoid);
-                self.pairs[pair].lone.add_more();
+                self.doubt_for_rival(pair);
             }
         }
     }

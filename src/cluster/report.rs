@@ -184,7 +184,7 @@ impl Cluster {
             gate: run.pair.gate(),
             reason: run.pair.reason(),
             undecided: run.beginning.undecided,
-            foreign: run.pair.is_foreign() || self.is_contested(id),
+            foreign: run.pair.is_foreign() || self.is_contested(id) || self.are_doubted_for_rival(id),
             unproved: self.awaits_word_of(id) || run.plan.is_uncompared(),
             former: self.awaits_former_of(id),
             listed: self.fleet.losses.is_listed(id),

@@ -198,7 +198,14 @@ impl Cluster {
         run.memory_gone = false;
         run.since = Instant::now();
         let returned = Returned { first, empty: run.empty };
-        let memory = if same { "same" } else { "new" };
+        // Of one that was away when this proxy started nothing was known that it could be told by.
+        let memory = if same {
+            "same"
+        } else if first {
+            "unknown"
+        } else {
+            "new"
+        };
         tracing::info!(node = %self.topology.addr(node), memory, items = view.curr_items, "node is back");
         let what = format!("back with {memory} memory, {}", counted(view.curr_items, "item", "items"));
         self.operators.changes.note(self.server_name(node), what, Reason::None);

@@ -384,7 +384,10 @@ fn plain_value(buf: &[u8], limits: &ReplyLimits) -> Option<Reply> {
     let is_whole = buf.get(at..begin)? == b"\r\n" && buf.get(data.end..data.end + 2)? == b"\r\n";
     let is_allowed = begin <= limits.line_len_max && data.len() <= limits.value_len_max;
     let len = data.end + 2;
-    (is_whole && is_allowed).then(|| Reply { kind: ReplyKind::Value { key, flags, data, cas }, line: 0..at, len })
+    if !(is_whole && is_allowed) {
+        return None;
+    }
+    Some(Reply { kind: ReplyKind::Value { key, flags, data, cas }, line: 0..at, len })
 }
 
 fn parse_any(buf: &[u8], limits: &ReplyLimits) -> Result<ParsedReply, ReplyError> {

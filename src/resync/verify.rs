@@ -137,6 +137,8 @@ struct Suspect {
     cas: Option<u64>,
     again_at: Instant,
     looks: u8,
+    /// How often it could not be mended.
+    tries: u8,
 }
 
 struct Scrub<'a> {
@@ -146,6 +148,9 @@ struct Scrub<'a> {
     leader: Pipe,
     follower: Pipe,
     suspects: VecDeque<Suspect>,
+    /// Those that could not be mended. They wait together, each for a moment: one after the other
+    /// they kept a comparing of 252 keys that a server refuses for 150 s.
+    refused: VecDeque<Suspect>,
     /// No key that a client can write is known to differ yet, or could not be judged.
     whole: bool,
 }
@@ -160,6 +165,7 @@ impl<'a> Scrub<'a> {
             leader: leader.map_err(|e| JobError::Source(pair.leader, e))?,
             follower: follower.map_err(JobError::Target)?,
             suspects: VecDeque::new(),
+            refused: VecDeque::new(),
             whole: true,
         })
     }
@@ -171,8 +177,8 @@ impl<'a> Scrub<'a> {
             let mut spool = self.list(node).await?;
             while self.batch(&mut spool, node == self.pair.follower).await? {}
         }
-        while let Some(first) = self.suspects.front() {
-            sleep_until(first.again_at).await;
+        while let Some(at) = self.next_look() {
+            sleep_until(at).await;
             self.look_again().await?;
         }
         Ok(self.whole && self.evictions().await? == evictions)
@@ -201,11 +207,10 @@ impl<'a> Scrub<'a> {
     /// Compares the next keys; `false` = there are none. `found_on_follower`: only those that the
     /// leader does not have.
     async fn batch(&mut self, spool: &mut Spool, found_on_follower: bool) -> Result<bool, JobError> {
-        while self.suspects.front().is_some_and(|s| s.again_at <= Instant::now()) || self.suspects.len() >= MAX_SUSPECTS
+        while let Some(at) = self.next_look()
+            && (at <= Instant::now() || self.suspects.len() + self.refused.len() >= MAX_SUSPECTS)
         {
-            if let Some(first) = self.suspects.front() {
-                sleep_until(first.again_at).await;
-            }
+            sleep_until(at).await;
             self.look_again().await?;
         }
         let lot = self.lot().await;
@@ -260,25 +265,33 @@ impl<'a> Scrub<'a> {
     fn suspect(&mut self, key: Bytes, binary: bool, leader: &Option<Item>, looks: u8) {
         let again_at = Instant::now() + self.verify.settle;
         let cas = leader.as_ref().map(|item| item.cas);
-        self.suspects.push_back(Suspect { key, binary, cas, again_at, looks });
+        self.suspects.push_back(Suspect { key, binary, cas, again_at, looks, tries: 0 });
+    }
+
+    /// When the next key is due; each queue is in that order.
+    fn next_look(&self) -> Option<Instant> {
+        [&self.suspects, &self.refused].into_iter().filter_map(|queue| Some(queue.front()?.again_at)).min()
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<Suspect> {
+        let is_due = |queue: &VecDeque<Suspect>| queue.front().is_some_and(|s| s.again_at <= now);
+        let queue = if is_due(&self.suspects) { &mut self.suspects } else { &mut self.refused };
+        if is_due(queue) { queue.pop_front() } else { None }
     }
 
     /// The second look at those whose time has come.
     async fn look_again(&mut self) -> Result<(), JobError> {
-        let mut due = Vec::new();
         let now = Instant::now();
-        while due.len() < self.ctx.tuning.batch && self.suspects.front().is_some_and(|s| s.again_at <= now) {
-            due.extend(self.suspects.pop_front());
-        }
-        for suspect in due {
+        for _ in 0..self.ctx.tuning.batch {
             // One by one: few, and of any size.
+            let Some(suspect) = self.take_due(now) else { break };
             let keys = [(suspect.key.clone(), suspect.binary)];
             let Some((leader, follower)) = self.look(&keys).await?.pop() else { continue };
             if leader.is_matched_by(&follower) {
                 continue;
             }
             if leader.item.as_ref().map(|item| item.cas) == suspect.cas {
-                self.mend(suspect.key).await?;
+                self.mend(suspect).await?;
             } else if suspect.looks < MAX_LOOKS {
                 self.suspect(suspect.key, suspect.binary, &leader.item, suspect.looks + 1);
             } else {
@@ -288,30 +301,28 @@ impl<'a> Scrub<'a> {
         Ok(())
     }
 
-    async fn mend(&mut self, key: Bytes) -> Result<(), JobError> {
+    async fn mend(&mut self, suspect: Suspect) -> Result<(), JobError> {
         let progress = &self.verify.progress;
-        let differs = || {
-            if progress.different.fetch_add(1, Relaxed) < MAX_NAMED {
-                tracing::warn!(pair = self.pair.pair.0, key = %String::from_utf8_lossy(&key), "the two copies of a key differ");
+        let (reply, answer) = oneshot::channel();
+        let event = VerifyEvent::Mend { pair: self.pair.pair, key: suspect.key.clone(), reply };
+        self.verify.coordinator.send(event).await.map_err(|_| JobError::Aborted)?;
+        match answer.await.map_err(|_| JobError::Aborted)? {
+            Settlement::Done => _ = progress.repaired.fetch_add(1, Relaxed),
+            Settlement::Superfluous => return Ok(()),
+            Settlement::Failed if suspect.tries + 1 < MEND_TRIES => {
+                let again_at = Instant::now() + MEND_PAUSE;
+                self.refused.push_back(Suspect { again_at, tries: suspect.tries + 1, ..suspect });
+                return Ok(());
             }
-        };
-        for _ in 0..MEND_TRIES {
-            let (reply, answer) = oneshot::channel();
-            let event = VerifyEvent::Mend { pair: self.pair.pair, key: key.clone(), reply };
-            self.verify.coordinator.send(event).await.map_err(|_| JobError::Aborted)?;
-            match answer.await.map_err(|_| JobError::Aborted)? {
-                Settlement::Done => {
-                    differs();
-                    progress.repaired.fetch_add(1, Relaxed);
-                    return Ok(());
-                }
-                Settlement::Superfluous => return Ok(()),
-                Settlement::Failed => tokio::time::sleep(MEND_PAUSE).await,
+            Settlement::Failed => {
+                progress.failed.fetch_add(1, Relaxed);
+                self.whole = false;
             }
         }
-        differs();
-        progress.failed.fetch_add(1, Relaxed);
-        self.whole = false;
+        if progress.different.fetch_add(1, Relaxed) < MAX_NAMED {
+            let key = String::from_utf8_lossy(&suspect.key);
+            tracing::warn!(pair = self.pair.pair.0, %key, "the two copies of a key differ");
+        }
         Ok(())
     }
 

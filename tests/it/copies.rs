@@ -417,7 +417,12 @@ fn two_proxies_that_fight_are_both_not_mirrored() {
         assert_eq!(other.set(&format!("k:{}", i + 100), b"second"), Ok(Stored::Stored));
     }
     cluster.proxy.kill();
-    second.wait_mirrored(crate::support::DEADLINE);
+    second.wait_status("the copies to be compared", crate::support::DEADLINE, |s| {
+        let reason = s.pair(&cluster.primaries[0].addr(), &cluster.backups[0].addr(), "reason");
+        assert_ne!(reason, "copies_missing", "no server has refused or evicted anything: {s}");
+        s.mirrored()
+    });
+    assert!(!second.log_so_far().contains("refused or evicted"), "{}", second.log_so_far());
     assert_eq!(wait(&second, "20s"), (Some(0), "mirrored\n".into()));
     assert_eq!(cluster.assert_rings_equal().len(), 500);
     assert!(second.stop().success());
