@@ -100,8 +100,8 @@ async fn a_node_that_drips_answers_is_not() {
 async fn a_flush_at_any_moment_of_a_restore_is_seen() {
     let markers = [(marker::INCARNATION_KEY.to_owned(), Incarnation(7).to_string())];
     let mut outcomes = Vec::new();
-    // The look is two commands for its statistics, and five markers.
-    for flushed_before in 7..15 {
+    // The look is three commands for its statistics, and five markers.
+    for flushed_before in 8..16 {
         let control = control(Node { flushed_before: Some(flushed_before), ..Node::default() });
         let seen = control.view(0).await.expect("seen");
         outcomes.push(control.restore(&seen, &markers).await);

@@ -116,7 +116,11 @@ impl Cluster {
                 if run.copies.told_at.is_some() && run.pair.state() == State::Mirrored {
                     tracing::info!(pair = %self.pair_name(id), "every key has two copies again");
                 }
-                if run.copies.told_at.is_some() || run.copies.compare_at.is_some() || run.copies.by_leader {
+                if run.copies.told_at.is_some()
+                    || run.copies.compare_at.is_some()
+                    || run.copies.by_leader
+                    || run.copies.by_rival
+                {
                     self.pairs[id].copies.rest();
                 }
                 continue;
@@ -178,14 +182,25 @@ impl Cluster {
     /// Another proxy wrote to the pair's nodes.
     pub(super) fn doubt_for_rival(&mut self, id: PairId) {
         let run = &mut self.pairs[id];
+        // What a server evicted is named before what another proxy may have done.
+        run.copies.by_rival |= !run.lone.has_more();
         run.lone.add_more();
-        run.copies.by_rival = true;
     }
 
     /// Whether its copies are in doubt for that alone.
     pub(super) fn are_doubted_for_rival(&self, id: PairId) -> bool {
         let run = &self.pairs[id];
-        run.copies.by_rival && run.lone.is_empty() && !run.copies.by_leader && !self.is_in_doubt(id)
+        run.copies.by_rival
+            && run.lone.has_more()
+            && run.lone.is_empty()
+            && !run.copies.by_leader
+            && !self.is_in_doubt(id)
+    }
+
+    /// Whether the pair's leader itself may lack items that its follower has.
+    pub(super) fn leader_may_lack(&self, id: PairId) -> bool {
+        let run = &self.pairs[id];
+        run.pair.state() == State::Mirrored && (run.copies.by_leader || self.is_in_doubt(id))
     }
 
     /// Whether nothing is in the way of work on single keys of the pair.

@@ -208,10 +208,13 @@ impl Cluster {
             }
             _ => {}
         }
-        if found.is_some() && found != known {
+        if found != known {
             for pair in self.topology.pairs_of(node) {
-                // What that one has written, to one node alone perhaps, is on no list.
-                self.plan(pair, FillEvent::ListVoid);
+                // What that one has written, to one node alone perhaps, is on no list; nor what it
+                // wrote after a refill that was meant to make the nodes equal.
+                if found.is_some() {
+                    self.plan(pair, FillEvent::ListVoid);
+                }
                 self.doubt_for_rival(pair);
             }
         }

@@ -72,8 +72,8 @@ pub(super) struct NodeRun {
     pub(super) life: Life,
     /// Wakes its prober early.
     pub(super) hint: Arc<Notify>,
-    /// It is in use, and takes no more connections.
-    pub(super) refuses: bool,
+    /// Since when it takes no more connections, in use over those that stand.
+    pub(super) refuses: Option<Instant>,
     /// It was lost and is not taken back: its prober hurries, also while it answers. Written here,
     /// read by the prober.
     pub(super) away: Arc<AtomicBool>,
@@ -118,7 +118,7 @@ impl NodeRun {
             memory_gone: false,
             life: Life::default(),
             hint: Arc::new(Notify::new()),
-            refuses: false,
+            refuses: None,
             away: Arc::new(AtomicBool::new(false)),
             refills: Refills::default(),
             held: Default::default(),

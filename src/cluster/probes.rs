@@ -120,7 +120,7 @@ impl Cluster {
         let run = &mut self.nodes[node];
         run.silent_since = None;
         run.refused_since = None;
-        if std::mem::take(&mut run.refuses) {
+        if run.refuses.take().is_some() {
             tracing::info!(node = %self.topology.addr(node), "a node that took no more connections is probed again");
         }
         self.tell_relief(node);

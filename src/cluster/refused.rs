@@ -1,9 +1,12 @@
 //! A server at its limit of connections (memcached's `-c`) refuses one of the control plane's, or
 //! of a refill, and goes on with those that stand. As long as one of the workers' does, it is in
-//! use: they find out themselves when it is not. One of theirs gives way, so that it is probed
-//! again.
+//! use, and one of theirs gives way, so that it is probed again. But what a probe alone shows (that
+//! somebody has flushed a backup, or that another proxy is at work) nobody sees meanwhile: after
+//! `--leader-timeout` it is lost.
 
 use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
 
 use super::Cluster;
 use crate::backend::NodeError;
@@ -17,6 +20,10 @@ impl Cluster {
         if !matches!(error, NodeError::Full(_)) || !self.nodes[node].health.is_up() {
             return false;
         }
+        let patience = self.settings.leader_timeout;
+        if self.nodes[node].refuses.is_some_and(|since| since.elapsed() >= patience) {
+            return false;
+        }
         let stand = |stats: &WorkerStats| stats.nodes[node.index()].connections.load(Ordering::Relaxed);
         let all = self.stats.iter().map(|stats| stand(stats)).zip(&self.workers);
         let Some((most, worker)) = all.max_by_key(|(connections, _)| *connections).filter(|(most, _)| *most > 0) else {
@@ -27,9 +34,10 @@ impl Cluster {
         }
         let run = &mut self.nodes[node];
         run.silent_since = None;
-        if !std::mem::replace(&mut run.refuses, true) {
+        if run.refuses.is_none() {
+            run.refuses = Some(Instant::now());
             tracing::warn!(node = %self.topology.addr(node), %error,
-                "a node takes no more connections (its -c): it is used over those that stand, and not probed until it takes one");
+                "a node takes no more connections (its -c): it is used over those that stand for --leader-timeout, and is lost if it takes none by then");
         }
         true
     }
@@ -40,7 +48,6 @@ mod tests {
     use std::time::Duration;
 
     use tokio::sync::mpsc::unbounded_channel;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::cluster::alone::alone;
@@ -69,6 +76,19 @@ mod tests {
             let room =
                 std::iter::from_fn(|| told.try_recv().ok()).any(|c| matches!(c, Command::MakeRoom { node: NODE }));
             assert_eq!(room, connections > 1, "the last one serves");
+        }
+    }
+
+    /// A stranger may flush a backup meanwhile, and no worker's connection shows it.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_cannot_be_probed_is_not_trusted_for_ever() {
+        let mut cluster = alone("-s 127.0.0.1:1 -b 127.0.0.1:2 --leader-timeout 2s");
+        cluster.begin_open(State::Mirrored);
+        cluster.stats[0].nodes[NODE.index()].connections.store(1, Ordering::Relaxed);
+        for (after, up) in [(0, true), (1_500, true), (500, false)] {
+            tokio::time::advance(Duration::from_millis(after)).await;
+            cluster.probed(NODE, Instant::now(), Err(full()));
+            assert_eq!(cluster.nodes[NODE].health.is_up(), up, "{after}");
         }
     }
 

@@ -76,11 +76,10 @@ const INCOMPLETE: &str = PAIR_WORDS[1];
 
 impl PairFacts {
     /// By its record the pair is mirrored, and yet its nodes are not known to hold the same.
+    /// (Another proxy that is there waits for a closed session.)
     pub(super) fn are_unequal(&self) -> bool {
         let shown = self.shown();
-        self.state == State::Mirrored
-            && shown.state == INCOMPLETE
-            && matches!(shown.reason, Reason::CopiesMissing | Reason::ForeignSession | Reason::FormerActive)
+        self.state == State::Mirrored && shown.state == INCOMPLETE && shown.reason == Reason::CopiesMissing
     }
 
     pub(super) fn shown(&self) -> Shown {

@@ -156,6 +156,7 @@ impl Cluster {
                 let ticket = self.ticket(reply);
                 let _ = self.workers[owner.index()].send(Command::Mend { ticket, pair, key });
             }
+            VerifyEvent::Refused { pair, key } => self.pairs[pair].lone.insert(&key),
             VerifyEvent::Compared { pair } => {
                 self.plan(pair, FillEvent::Compared);
                 let more = self.resyncs.scrubs.running.as_ref().and_then(|running| running.more.get(&pair).copied());

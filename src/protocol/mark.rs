@@ -45,9 +45,11 @@ impl FleetMark {
     }
 
     /// Whether the proxy with this mark is over where that one stands: a later turn's, or another
-    /// fleet's. (The same generation at another address: see `Authority`.)
+    /// fleet's. (The same generation at another address: see `Authority`, which judges by the same.
+    /// Another lease is no other turn: its microseconds are cut off in a mark.)
     pub fn is_ended_by(&self, found: &FleetMark) -> bool {
-        found != self && (found.name != self.name || found.generation >= self.generation)
+        let same_turn = found.generation == self.generation && found.address == self.address;
+        found.name != self.name || found.generation >= self.generation && !same_turn
     }
 }
 
@@ -87,6 +89,8 @@ mod tests {
             (mark(1, "b", "there:1"), true),
         ] {
             assert_eq!(own.is_ended_by(&found), ends, "{found}");
+            let other_lease = FleetMark { lease: Duration::from_secs(3), ..found };
+            assert_eq!(own.is_ended_by(&other_lease), ends, "{other_lease}");
         }
     }
 }

@@ -79,8 +79,10 @@ pub enum VerifyEvent {
         key: Bytes,
         reply: oneshot::Sender<Settlement>,
     },
-    /// The pair was compared to its end, nothing differs any more, and its follower evicted nothing
-    /// meanwhile.
+    /// That was refused, three times.
+    Refused { pair: PairId, key: Bytes },
+    /// The pair was compared to its end, nothing but refused keys differs any more, and its
+    /// follower evicted nothing meanwhile.
     Compared { pair: PairId },
 }
 
@@ -316,7 +318,9 @@ impl<'a> Scrub<'a> {
             }
             Settlement::Failed => {
                 progress.failed.fetch_add(1, Relaxed);
-                self.whole = false;
+                // From now on it is known to have one copy; all else is compared.
+                let event = VerifyEvent::Refused { pair: self.pair.pair, key: suspect.key.clone() };
+                self.verify.coordinator.send(event).await.map_err(|_| JobError::Aborted)?;
             }
         }
         if progress.different.fetch_add(1, Relaxed) < MAX_NAMED {

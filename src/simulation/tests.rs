@@ -211,7 +211,7 @@ missed! {
     without_witness: WitnessRecords, Witness, 100, 1;
     without_unique_epochs: UniqueEpochs, TwoLeaders, 100, 1;
     with_suspicion: DarkRemembersInSync, Restarts, 300, 5;
-    without_undo: UndoneBeforeFallback, HalfFilled, 4_000, 3177;
+    without_undo: UndoneBeforeFallback, HalfFilled, 30_000, 4001;
     without_marker_on_new_connections: MarkerCheckOnNewConnections, Single, 2_000, 41;
     without_marker_after_misses: MarkerCheckAfterMiss, Stranger, 100, 1;
     without_markers_in_the_flush: FlushWithMarkers, Single, 500, 61;

@@ -117,7 +117,7 @@ fn a_log_that_takes_long_to_open_keeps_nobody_else_waiting() {
         std::fs::write(&file, format!("log-file = {log:?}\nadmin-socket = {socket:?}\n")).expect("written");
     };
     write(&path("log"));
-    let mut cluster = Cluster::start_unmirrored(&Shape::new(1, 1).proxy(&["--config", &file]));
+    let mut cluster = Cluster::start(&Shape::new(1, 1).proxy(&["--config", &file]));
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("run mkfifo").success());
     write(&pipe);
     let mut reload = Running::start(resilver().args(["reload", "--proxy", &socket]).stdout(Stdio::piped()));

@@ -147,7 +147,13 @@ fn requests_wait_until_a_pair_whose_nodes_are_both_out_of_date_has_a_leader() {
 fn out_of_date_for_good(more: &[&str]) -> (Memcached, Memcached, Proxy) {
     let [a, b] = std::array::from_fn(|_| Memcached::start(&["-X"]));
     first_run(&[&a], &b);
+    let rings = || [&a, &b].map(|node| value(&mut node.client(), "__resilver__:ring"));
+    let first = rings();
     let mut proxy = over(&[&b], &[&a], more);
+    // One that is stopped before that has changed nothing.
+    wait_until("the other list to be written", crate::support::DEADLINE, || {
+        std::iter::zip(rings(), &first).all(|(now, first)| now != *first)
+    });
     assert!(proxy.stop().success());
     let proxy = over(&[&a], &[&b], more);
     (a, b, proxy)

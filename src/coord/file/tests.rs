@@ -276,7 +276,7 @@ fn a_swap_is_tried_out_without_changing_anything() {
     assert!(said.contains("no space is left"), "{said}");
     register.sync = File::sync_data;
     let locked = register.lock(soon()).unwrap();
-    assert!(register.can_swap(Instant::now()).is_err(), "another one writes all the time");
+    assert_eq!(register.can_swap(Instant::now()), Ok(()), "the holder may be stopped amid a heartbeat");
     drop(locked);
     assert_eq!(register.can_swap(soon()), Ok(()));
     assert_eq!(register.read(soon()).unwrap(), seen);
