@@ -165,7 +165,7 @@
 //! it holds the last full copy. *The target refuses items*: they are counted and the first few
 //! named. *It evicts*: the job ends well but says how incomplete the copy is.
 //!
-//! `flush_all` takes [`Context::quiesce`] for writing: then no copy is in flight, so none read
+//! `flush_all` takes [`Shared::quiesce`] for writing: then no copy is in flight, so none read
 //! before the flush lands after it.
 
 use std::collections::BTreeMap;
